@@ -1,0 +1,1 @@
+//! Blocks to chunks: what is new, what is a duplicate, and where it goes.

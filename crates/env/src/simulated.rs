@@ -1,0 +1,1 @@
+//! A disk in memory that forgets and reorders what was not synced.

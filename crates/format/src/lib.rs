@@ -1,0 +1,1 @@
+//! Bytes on disk: Larder's own layouts and foreign disk formats.

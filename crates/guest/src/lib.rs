@@ -1,0 +1,1 @@
+//! Guests: QEMU, its console, its accelerators.

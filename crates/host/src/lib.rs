@@ -1,0 +1,1 @@
+//! The owner of mirrors on a host: state folder, control sockets, doors.

@@ -1,0 +1,1 @@
+//! One host's lazy, writable view of one version.

@@ -1,0 +1,1 @@
+//! The verbs: import, export, commit, clone, remove, collect.

@@ -1,0 +1,26 @@
+//! What mirrors and exports read from. Whether a disk, a peer or a site answers, they cannot tell.
+
+use std::sync::Arc;
+
+use model::{ChunkDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
+
+use crate::Chunk;
+
+/// Reads verified chunks, maps and manifests by digest. Calls may come from many threads at once.
+///
+/// Everything returned was checked against the digest it was asked for. A failure is never
+/// remembered: asking again asks again.
+///
+/// # Errors
+/// `NotFound` where no copy exists, `Corrupt` where none is sound, `Unavailable` where asking again
+/// may help.
+pub trait ChunkStore: Send + Sync {
+    /// Reads the manifest of a version. Cost: one or two small reads per 32 GiB that hold data.
+    fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>>;
+
+    /// Reads the map of one segment.
+    fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>>;
+
+    /// Reads one chunk whole.
+    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk>;
+}

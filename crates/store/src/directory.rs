@@ -1,0 +1,139 @@
+//! Packs as files in a folder.
+//!
+//! ```text
+//! packs/3f/3fa0...   a pack, under the first two digits of its name
+//! packs/new/3fa0...  a pack that is being written; left over after a crash, removed at open
+//! ```
+//!
+//! **Order of writes**: bytes to `new/`, sync the file, rename, sync the folder. Only then does
+//! `put` return, so that nothing refers to bytes that are not durable.
+//!
+//! **Failure**: a crash leaves a file in `new/`, which nothing refers to and [`DirectoryPackStore::open`]
+//! removes; or a whole pack that no
+//! catalog row names, which collect removes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use env::{File, FileSystem, OpenMode};
+use model::{Error, Kind, Result};
+
+use crate::pack_store::{PackName, PackStore};
+
+/// Packs as files in a folder.
+#[derive(Debug)]
+pub struct DirectoryPackStore {
+    file_system: Arc<dyn FileSystem>,
+    folder: PathBuf,
+}
+
+impl DirectoryPackStore {
+    /// Opens the folder, making it if it is not there.
+    pub fn open(file_system: Arc<dyn FileSystem>, folder: &Path) -> Result<Self> {
+        let new = folder.join("new");
+        file_system
+            .create_folders(&new)
+            .and_then(|()| file_system.sync_folder(folder))
+            .map_err(|error| Error::io("open the store", folder.display().to_string(), error))?;
+        Ok(DirectoryPackStore { file_system, folder: folder.to_path_buf() })
+    }
+
+    fn path(&self, name: &PackName) -> PathBuf {
+        self.folder.join(&name.as_str()[..2]).join(name.as_str())
+    }
+
+    fn open_pack(&self, operation: &'static str, name: &PackName) -> Result<Arc<dyn File>> {
+        self.file_system
+            .open(&self.path(name), OpenMode::Read)
+            .map_err(|error| Error::io(operation, name.as_str(), error))
+    }
+
+    fn write_durably(&self, name: &PackName, bytes: &[u8]) -> std::io::Result<()> {
+        let path = self.path(name);
+        let new = self.folder.join("new").join(name.as_str());
+        let folder = path.parent().unwrap_or(&self.folder);
+        if !self.file_system.exists(folder)? {
+            self.file_system.create_folders(folder)?;
+            self.file_system.sync_folder(&self.folder)?;
+        }
+        let written = self.file_system.open(&new, OpenMode::CreateNew).and_then(|file| {
+            file.write_all_at(bytes, 0)?;
+            file.sync()
+        });
+        let renamed = written.and_then(|()| self.file_system.rename(&new, &path));
+        if let Err(error) = renamed {
+            // Best effort: the error that matters is the first.
+            let _ = self.file_system.remove_file(&new);
+            return Err(error);
+        }
+        self.file_system.sync_folder(folder)
+    }
+}
+
+impl PackStore for DirectoryPackStore {
+    fn put(&self, name: &PackName, bytes: &[u8]) -> Result<()> {
+        let failed = |error| Error::io("put the pack", name.as_str(), error);
+        if self.file_system.exists(&self.path(name)).map_err(failed)? {
+            return Err(Error::new(Kind::Exists, "put the pack", name.as_str()));
+        }
+        self.write_durably(name, bytes).map_err(failed)
+    }
+
+    fn read(&self, name: &PackName, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let operation = "read the pack";
+        let file = self.open_pack(operation, name)?;
+        let failed = |error| Error::io(operation, name.as_str(), error);
+        let file_len = file.len().map_err(failed)?;
+        if offset.checked_add(len as u64).is_none_or(|end| end > file_len) {
+            return Err(
+                Error::new(Kind::Corrupt, operation, name.as_str()).because("it ends too early")
+            );
+        }
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    fn len(&self, name: &PackName) -> Result<u64> {
+        let operation = "measure the pack";
+        let file = self.open_pack(operation, name)?;
+        file.len().map_err(|error| Error::io(operation, name.as_str(), error))
+    }
+
+    fn list(&self) -> Result<Vec<PackName>> {
+        let failed =
+            |error| Error::io("list the packs in", self.folder.display().to_string(), error);
+        let mut names = Vec::new();
+        for prefix in self.file_system.list(&self.folder).map_err(failed)? {
+            if prefix.as_os_str() == "new" {
+                continue;
+            }
+            for file in self.file_system.list(&self.folder.join(&prefix)).map_err(failed)? {
+                names.extend(file.to_str().and_then(|text| PackName::new(text).ok()));
+            }
+        }
+        Ok(names)
+    }
+
+    fn remove(&self, name: &PackName) -> Result<()> {
+        match self.file_system.remove_file(&self.path(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove the pack", name.as_str(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contract_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let file_system = Arc::new(env::RealFileSystem);
+        let store = DirectoryPackStore::open(file_system, &folder.path().join("packs")).unwrap();
+        crate::pack_store::contract::check(&store);
+    }
+}

@@ -1,0 +1,23 @@
+//! Chunks by digest: the engines that keep packs, and the trait that readers are handed.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`pack_store`] | the trait of engines that keep packs; its contract suite |
+//! | [`directory`] | packs as files in a folder, durable before they are visible |
+//! | [`memory`] | packs in memory, for tests |
+//! | [`chunk_store`] | the trait that mirrors and exports read from: verified chunks, maps, manifests |
+//! | [`chunk`] | a chunk that was digested on the way in |
+//!
+//! **Not here**: where a chunk lies (that is `catalog`'s), and how packs are laid out (`format`'s).
+
+pub mod chunk;
+pub mod chunk_store;
+pub mod directory;
+pub mod memory;
+pub mod pack_store;
+
+pub use chunk::Chunk;
+pub use chunk_store::ChunkStore;
+pub use directory::DirectoryPackStore;
+pub use memory::MemoryPackStore;
+pub use pack_store::{PackName, PackStore};
