@@ -181,4 +181,6 @@ pub struct CatalogStatistics {
     pub entry_count: u64,
     /// Hooks.
     pub hook_count: u64,
+    /// Bytes that the catalog itself takes on disk.
+    pub catalog_len: u64,
 }

@@ -100,6 +100,12 @@ impl SegmentDraft {
         self.slots[block as usize].chunk = HOLE;
     }
 
+    /// Cuts the segment to `block_count` blocks: the end of a stream has been found.
+    pub fn truncate(&mut self, block_count: u32) {
+        self.digests.truncate(block_count as usize);
+        self.slots.truncate(block_count as usize);
+    }
+
     /// The open chunk has been sealed: what lay in it lies in the chunk of that name.
     pub fn resolve(&mut self, digest: ChunkDigest) {
         if let Some(position) = self.positions.remove(&ChunkRef::Open) {

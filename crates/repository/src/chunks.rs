@@ -1,0 +1,145 @@
+//! The chunk store of a repository: looks an entry up, reads it, unpacks it, verifies it.
+//!
+//! Where entries lie is kept in memory for as many as [`LOCATIONS_MAX`]; when a map is read, the
+//! places of all its chunks are looked up at once. A pack that is missing or too short may have
+//! been replaced by another since: the digest is looked up once more before that is an error.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use catalog::{Catalog, EntryDigest, Location};
+use format::entry::{Encoding, EntryKind, decode};
+use format::manifest::{decode_manifest, decode_manifest_root};
+use format::segment_map::{decode_segment_map, map_digest};
+use model::{
+    ChunkDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result, SegmentMap,
+};
+use quick_cache::sync::Cache;
+use store::{Chunk, ChunkStore, PackName, PackStore};
+
+/// How many places are kept in memory: some 16 MB, enough for 32 GiB of chunks.
+pub const LOCATIONS_MAX: usize = 1 << 17;
+
+/// Reads a repository's entries.
+pub struct RepositoryChunks {
+    catalog: Arc<dyn Catalog>,
+    packs: Arc<dyn PackStore>,
+    realm: Realm,
+    places: Cache<EntryDigest, Arc<Location>>,
+    read_len: AtomicU64,
+}
+
+impl RepositoryChunks {
+    /// Joins a catalog and a store.
+    pub fn new(catalog: Arc<dyn Catalog>, packs: Arc<dyn PackStore>, realm: Realm) -> Self {
+        RepositoryChunks {
+            catalog,
+            packs,
+            realm,
+            places: Cache::new(LOCATIONS_MAX),
+            read_len: AtomicU64::new(0),
+        }
+    }
+
+    /// Stored bytes that were read from packs so far.
+    pub fn read_len(&self) -> u64 {
+        self.read_len.load(Ordering::Relaxed)
+    }
+
+    fn entry(&self, what: &'static str, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+        let place = match self.places.get(&digest) {
+            Some(place) => place,
+            None => self.look_up(what, digest)?,
+        };
+        match self.read_at(what, kind, &place) {
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => {
+                self.places.remove(&digest);
+                let again = self.look_up(what, digest)?;
+                match again == place {
+                    true => Err(error),
+                    false => self.read_at(what, kind, &again),
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn look_up(&self, what: &'static str, digest: EntryDigest) -> Result<Arc<Location>> {
+        let found = self.catalog.locate(&self.realm, &[digest])?.into_iter().next().flatten();
+        let place = Arc::new(found.ok_or_else(|| {
+            Error::new(Kind::NotFound, what, hex(&digest)).because("the repository does not have it")
+        })?);
+        self.places.insert(digest, place.clone());
+        Ok(place)
+    }
+
+    /// Reads and unpacks an entry. What comes back has the right length; its digest is checked by
+    /// the caller, who knows how it is made.
+    fn read_at(&self, what: &'static str, kind: EntryKind, place: &Location) -> Result<Vec<u8>> {
+        let entry = &place.entry;
+        let damaged = |reason: &str| {
+            Error::new(Kind::Corrupt, what, hex(&entry.digest))
+                .because(format!("{reason} (pack {})", place.pack_name))
+        };
+        if entry.kind != kind as u8 {
+            return Err(damaged("the catalog says that it is something else"));
+        }
+        let encoding = Encoding::try_from(entry.encoding).map_err(|_| damaged("unknown encoding"))?;
+        let name = PackName::new(&place.pack_name)?;
+        let stored = self.packs.read(&name, entry.offset, entry.stored_len as usize)?;
+        self.read_len.fetch_add(u64::from(entry.stored_len), Ordering::Relaxed);
+        decode(encoding, &stored, entry.plain_len).map_err(|error| damaged(&error.to_string()))
+    }
+
+    fn check(what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {
+        match found == wanted {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Corrupt, what, hex(&wanted))
+                .because("its bytes have another digest")
+                .hint("`larder scrub` names what is damaged")),
+        }
+    }
+
+    fn look_up_chunks_of(&self, map: &SegmentMap) -> Result<()> {
+        let mut unknown = map.chunks();
+        unknown.retain(|chunk| self.places.peek(&chunk.0).is_none());
+        let digests: Vec<EntryDigest> = unknown.iter().map(|chunk| chunk.0).collect();
+        for place in self.catalog.locate(&self.realm, &digests)?.into_iter().flatten() {
+            self.places.insert(place.entry.digest, Arc::new(place));
+        }
+        Ok(())
+    }
+}
+
+impl ChunkStore for RepositoryChunks {
+    fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
+        let what = "read the manifest";
+        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
+        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
+        let root = decode_manifest_root(&bytes)?;
+        let leaves = root
+            .leaves
+            .iter()
+            .map(|(_, digest)| self.entry("read the manifest", EntryKind::ManifestLeaf, *digest))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Arc::new(decode_manifest(&root, &leaves)?))
+    }
+
+    fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>> {
+        let what = "read the segment map";
+        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
+        Self::check(what, map_digest(&bytes).0, map.0)?;
+        let map = Arc::new(decode_segment_map(&bytes)?);
+        self.look_up_chunks_of(&map)?;
+        Ok(map)
+    }
+
+    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
+        let plain = self.entry("read the chunk", EntryKind::Chunk, chunk.0)?;
+        Chunk::verify(chunk, plain)
+    }
+}
+
+fn hex(digest: &EntryDigest) -> String {
+    ChunkDigest(*digest).to_string()
+}

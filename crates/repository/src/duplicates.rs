@@ -1,0 +1,114 @@
+//! Finds blocks that the repository has already.
+//!
+//! A block is looked for, in this order, in the open chunk, in the packs that this writer has on
+//! the way, and in the block lists of the packs that the window's hooks name, plus those still in
+//! memory. The list that answered last is asked first, since duplicates come in runs.
+//!
+//! **Source**: sparse indexing (Lillibridge et al., FAST'09); figures in architecture, section 3.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use catalog::{Catalog, PackId};
+use chunking::{BlockList, ChunkRef, OpenChunk, SealedChunk};
+use model::digest::Hook;
+use model::{BlockDigest, Realm, Result};
+
+use crate::lists::{LISTS_MAX, PackList, PackLists};
+
+/// How many packs one hook may name: the newest.
+const PACKS_PER_HOOK_MAX: usize = 2;
+
+/// The blocks that are known, as far as memory is spent on them.
+pub struct Duplicates {
+    catalog: Arc<dyn Catalog>,
+    lists: Arc<PackLists>,
+    realm: Realm,
+    /// The chunk that takes new blocks.
+    pub open: OpenChunk,
+    /// Sealed chunks of the pack that is being filled.
+    filling: BlockList,
+    /// Packs that are full but not yet visible, oldest first.
+    in_flight: VecDeque<Arc<BlockList>>,
+    /// Lists of packs that others may read, in the order in which they are asked.
+    candidates: Vec<PackList>,
+    used: HashSet<PackId>,
+}
+
+impl Duplicates {
+    /// Nothing known yet but what is in the repository.
+    pub fn new(catalog: Arc<dyn Catalog>, lists: Arc<PackLists>, realm: Realm, open: OpenChunk) -> Self {
+        Duplicates {
+            catalog,
+            lists,
+            realm,
+            open,
+            filling: BlockList::default(),
+            in_flight: VecDeque::new(),
+            candidates: Vec::new(),
+            used: HashSet::new(),
+        }
+    }
+
+    /// Makes ready for a window: loads the lists that its hooks name.
+    pub fn prepare(&mut self, digests: &[BlockDigest]) -> Result<()> {
+        let mut hooks: Vec<Hook> = digests
+            .iter()
+            .filter(|digest| digest.is_hook() && **digest != BlockDigest::HOLE)
+            .map(BlockDigest::hook)
+            .collect();
+        hooks.sort_unstable();
+        hooks.dedup();
+        let named = match hooks.is_empty() {
+            true => Vec::new(),
+            false => self.catalog.packs_with_hooks(&self.realm, &hooks, PACKS_PER_HOOK_MAX)?,
+        };
+        for id in named.into_iter().take(LISTS_MAX) {
+            self.lists.get(id)?;
+        }
+        self.candidates = self.lists.all_cached();
+        Ok(())
+    }
+
+    /// Where a block lies, if it is known.
+    pub fn find(&mut self, digest: &BlockDigest) -> Option<(ChunkRef, u16)> {
+        if let Some(index) = self.open.find(digest) {
+            return Some((ChunkRef::Open, index));
+        }
+        let own = std::iter::once(&self.filling).chain(self.in_flight.iter().map(|list| &**list));
+        if let Some(place) = own.into_iter().find_map(|list| list.find(digest)) {
+            return Some((ChunkRef::Sealed(place.chunk), place.index));
+        }
+        let (position, place) = self
+            .candidates
+            .iter()
+            .enumerate()
+            .find_map(|(position, (_, list))| Some((position, list.find(digest)?)))?;
+        self.used.insert(self.candidates[position].0);
+        self.candidates[..=position].rotate_right(1);
+        Some((ChunkRef::Sealed(place.chunk), place.index))
+    }
+
+    /// Lists the blocks of a chunk that has just been sealed.
+    pub fn add(&mut self, chunk: &SealedChunk) {
+        self.filling.push(chunk.digest, &chunk.blocks);
+    }
+
+    /// The pack that was being filled is full and on its way.
+    pub fn end_pack(&mut self) {
+        self.in_flight.push_back(Arc::new(std::mem::take(&mut self.filling)));
+    }
+
+    /// The oldest pack on its way has become visible under this number.
+    pub fn made_visible(&mut self, id: PackId) {
+        if let Some(list) = self.in_flight.pop_front() {
+            self.candidates.push((id, list.clone()));
+            self.lists.insert(id, list);
+        }
+    }
+
+    /// The packs in which duplicates were found.
+    pub fn used(self) -> HashSet<PackId> {
+        self.used
+    }
+}

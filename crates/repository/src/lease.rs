@@ -1,0 +1,86 @@
+//! A writer's claim on what it has put but not yet published, kept alive while the writer lives.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use catalog::{Catalog, LeaseId};
+use model::Result;
+use store::{PackName, PackStore};
+
+/// How long a lease lives without being renewed. A writer that was stopped for longer publishes
+/// nothing any more.
+pub const TIME_TO_LIVE: Duration = Duration::from_secs(600);
+
+/// A lease and the thread that renews it. Dropped without [`Lease::ended`], it is abandoned: what
+/// was put under it is removed, as far as nobody else can have used it.
+pub struct Lease {
+    id: LeaseId,
+    catalog: Arc<dyn Catalog>,
+    packs: Arc<dyn PackStore>,
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    renewer: Option<JoinHandle<()>>,
+    is_ended: bool,
+}
+
+impl Lease {
+    /// Begins a lease.
+    pub fn begin(catalog: Arc<dyn Catalog>, packs: Arc<dyn PackStore>) -> Result<Self> {
+        let id = catalog.begin_lease(TIME_TO_LIVE)?;
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let renewer = std::thread::spawn({
+            let (catalog, stop) = (catalog.clone(), stop.clone());
+            move || renew_until_stopped(&*catalog, id, &stop)
+        });
+        Ok(Lease { id, catalog, packs, stop, renewer: Some(renewer), is_ended: false })
+    }
+
+    /// Its number in the catalog.
+    pub fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// Says that a publication has ended the lease.
+    pub fn ended(mut self) {
+        self.is_ended = true;
+    }
+
+    fn abandon(&self) -> Result<()> {
+        for name in self.catalog.abandon_lease(self.id)? {
+            self.packs.remove(&PackName::new(&name)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *self.stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stop.1.notify_all();
+        if let Some(renewer) = self.renewer.take() {
+            let _ = renewer.join();
+        }
+        if !self.is_ended
+            && let Err(error) = self.abandon()
+        {
+            tracing::warn!(error = error.chain(), "cannot remove what was put; collect will");
+        }
+    }
+}
+
+fn renew_until_stopped(catalog: &dyn Catalog, id: LeaseId, stop: &(Mutex<bool>, Condvar)) {
+    let mut stopped = stop.0.lock().unwrap_or_else(PoisonError::into_inner);
+    while !*stopped {
+        let (guard, wait) = stop
+            .1
+            .wait_timeout_while(stopped, TIME_TO_LIVE / 4, |stopped| !*stopped)
+            .unwrap_or_else(PoisonError::into_inner);
+        stopped = guard;
+        if wait.timed_out()
+            && let Err(error) = catalog.renew_lease(id, TIME_TO_LIVE)
+        {
+            // Publishing will say so to the user; here it is only known earlier.
+            tracing::warn!(error = error.chain(), "cannot renew the lease");
+        }
+    }
+}

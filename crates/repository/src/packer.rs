@@ -1,0 +1,230 @@
+//! Compresses entries on all cores, gathers them in packs, makes the packs durable and visible.
+//!
+//! ```text
+//! layout ──push──► [ordered queue, at most 64 entries] ──► pack thread: put, sync, add to catalog
+//!             └──► thread pool: compress ──┘ (each entry's result comes through its own channel)
+//! ```
+//!
+//! **Invariant**: entries lie in packs in the order in which they were pushed.
+//!
+//! **Failure**: the first error stops the pack thread; the next push, or `finish`, returns it.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use catalog::{Catalog, EntryRecord, LeaseId, NewPack, PackId};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use env::Entropy;
+use format::entry::{Encoder, Encoding, EntryKind};
+use format::pack::PackBuilder;
+use model::digest::DIGEST_LEN;
+use model::{BLOCK_LEN, BlockDigest, Error, Kind, Realm, Result};
+use store::{PackName, PackStore};
+
+/// Plain bytes of the data chunks of one pack.
+pub const PACK_DATA_LEN: u64 = 16 << 20;
+
+/// How many entries may be on their way to a pack. Bounds memory: 64 chunks of at most 1 MiB, twice.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// One entry to be packed.
+pub struct Entry {
+    pub kind: EntryKind,
+    pub digest: [u8; DIGEST_LEN],
+    pub plain: Vec<u8>,
+    /// The digests of a chunk's blocks; empty for other kinds.
+    pub blocks: Vec<BlockDigest>,
+}
+
+struct Packed {
+    kind: EntryKind,
+    digest: [u8; DIGEST_LEN],
+    plain_len: u32,
+    blocks: Vec<BlockDigest>,
+    stored: Receiver<(Encoding, Vec<u8>)>,
+}
+
+enum Job {
+    Entry(Packed),
+    EndOfPack,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of all packs.
+    pub stored_len: u64,
+    /// Packs.
+    pub pack_count: u64,
+}
+
+/// Where packs go.
+#[derive(Clone)]
+pub struct Destination {
+    pub catalog: Arc<dyn Catalog>,
+    pub packs: Arc<dyn PackStore>,
+    pub entropy: Arc<dyn Entropy>,
+    pub realm: Realm,
+    pub lease: LeaseId,
+    pub compression_level: i32,
+}
+
+/// Takes entries, makes packs.
+pub struct Packer {
+    level: i32,
+    jobs: Option<Sender<Job>>,
+    visible: Receiver<PackId>,
+    thread: Option<JoinHandle<Result<Written>>>,
+}
+
+impl Packer {
+    /// Starts the pack thread.
+    pub fn start(destination: Destination) -> Self {
+        let level = destination.compression_level;
+        let (jobs, queue) = bounded(IN_FLIGHT_MAX);
+        let (announce, visible) = unbounded();
+        let thread = std::thread::spawn(move || pack_all(&destination, &queue, &announce));
+        Packer { level, jobs: Some(jobs), visible, thread: Some(thread) }
+    }
+
+    /// Takes one entry. Waits while too many are on their way.
+    pub fn push(&mut self, entry: Entry) -> Result<()> {
+        let (sender, stored) = bounded(1);
+        let packed = Packed {
+            kind: entry.kind,
+            digest: entry.digest,
+            plain_len: entry.plain.len() as u32,
+            blocks: entry.blocks,
+            stored,
+        };
+        let (plain, level) = (entry.plain, self.level);
+        rayon::spawn(move || {
+            // Nobody waits for it any more when the pack thread has failed.
+            let _ = sender.send(encode(level, &plain));
+        });
+        self.send(Job::Entry(packed))
+    }
+
+    /// Ends the pack: what was pushed becomes durable and visible soon.
+    pub fn end_pack(&mut self) -> Result<()> {
+        self.send(Job::EndOfPack)
+    }
+
+    /// The packs that have become visible since the last call, in the order of `end_pack`.
+    pub fn take_visible(&mut self) -> Vec<PackId> {
+        self.visible.try_iter().collect()
+    }
+
+    /// Waits until everything is durable and visible.
+    pub fn finish(mut self) -> Result<Written> {
+        self.jobs.take();
+        self.join()
+    }
+
+    fn send(&mut self, job: Job) -> Result<()> {
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            // The thread hung up, so it has failed: its error is the one that matters.
+            _ => Err(self.join().err().unwrap_or_else(gone)),
+        }
+    }
+
+    fn join(&mut self) -> Result<Written> {
+        self.jobs.take();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            _ => Err(gone()),
+        }
+    }
+}
+
+impl Drop for Packer {
+    fn drop(&mut self) {
+        // A writer that gives up waits for its thread, so that nothing is put after it has cleaned.
+        let _ = self.join();
+    }
+}
+
+fn gone() -> Error {
+    Error::new(Kind::Bug, "write", "a pack").because("the thread that writes packs ended early")
+}
+
+fn encode(level: i32, plain: &[u8]) -> (Encoding, Vec<u8>) {
+    thread_local! {
+        static ENCODER: RefCell<Option<(i32, Encoder)>> = const { RefCell::new(None) };
+    }
+    ENCODER.with_borrow_mut(|slot| match slot {
+        Some((known, encoder)) if *known == level => encoder.encode(plain),
+        _ => slot.insert((level, Encoder::new(level))).1.encode(plain),
+    })
+}
+
+fn pack_all(to: &Destination, queue: &Receiver<Job>, announce: &Sender<PackId>) -> Result<Written> {
+    let mut written = Written::default();
+    let mut builder = PackBuilder::new();
+    for job in queue {
+        match job {
+            Job::Entry(entry) => {
+                let (encoding, stored) = entry.stored.recv().map_err(|_| gone())?;
+                builder.push(
+                    entry.kind,
+                    encoding,
+                    entry.digest,
+                    entry.plain_len,
+                    &stored,
+                    &entry.blocks,
+                );
+            }
+            Job::EndOfPack if builder.is_empty() => {}
+            Job::EndOfPack => {
+                let full = std::mem::replace(&mut builder, PackBuilder::new());
+                let _ = announce.send(put(to, full, &mut written)?);
+            }
+        }
+    }
+    if !builder.is_empty() {
+        put(to, builder, &mut written)?;
+    }
+    Ok(written)
+}
+
+/// Makes a pack durable, then visible. In that order: nothing refers to bytes that are not durable.
+fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<PackId> {
+    let finished = builder.finish();
+    let name = PackName::new(&to.entropy.name())?;
+    to.packs.put(&name, &finished.bytes)?;
+    let chunks = || finished.entries.iter().filter(|entry| entry.kind == EntryKind::Chunk);
+    let mut hooks: Vec<_> =
+        finished.block_digests.iter().filter(|d| d.is_hook()).map(BlockDigest::hook).collect();
+    hooks.sort_unstable();
+    hooks.dedup();
+    let pack = NewPack {
+        name: name.as_str().to_string(),
+        realm: to.realm.clone(),
+        stored_len: finished.bytes.len() as u64,
+        data_len: finished.block_digests.len() as u64 * BLOCK_LEN as u64,
+        data_stored_len: chunks().map(|entry| u64::from(entry.stored_len)).sum(),
+        entries: finished
+            .entries
+            .iter()
+            .map(|entry| EntryRecord {
+                digest: entry.digest,
+                offset: entry.offset,
+                stored_len: entry.stored_len,
+                plain_len: entry.plain_len,
+                encoding: entry.encoding as u8,
+                kind: entry.kind as u8,
+            })
+            .collect(),
+        hooks,
+    };
+    let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|_| {
+        // Nothing refers to it; if it cannot be removed, collect will find it.
+        let _ = to.packs.remove(&name);
+    })?;
+    written.stored_len += pack.stored_len;
+    written.pack_count += 1;
+    Ok(id)
+}

@@ -1,0 +1,148 @@
+//! Opening and making a repository; its parts.
+//!
+//! ```text
+//! DIR/repository.toml   settings: what makes the folder a repository
+//! DIR/catalog.sqlite    names, versions, places of entries, hooks, leases
+//! DIR/packs/            bytes
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use catalog::{Catalog, SqliteCatalog};
+use env::{Clock, Entropy, FileSystem};
+use model::{Error, Kind, Realm, Result};
+use store::{DirectoryPackStore, PackStore};
+
+use crate::chunks::RepositoryChunks;
+use crate::lists::PackLists;
+use crate::settings::Settings;
+
+/// A repository that is open. Cheap to copy; copies share their caches.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) settings: Settings,
+    pub(crate) catalog: Arc<dyn Catalog>,
+    pub(crate) packs: Arc<dyn PackStore>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) lists: Arc<PackLists>,
+    pub(crate) realm: Realm,
+    chunks: Arc<RepositoryChunks>,
+}
+
+/// The parts of the machine that a repository stands on.
+#[derive(Clone)]
+pub struct Machine {
+    /// Files.
+    pub file_system: Arc<dyn FileSystem>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl Machine {
+    /// The real one.
+    pub fn real() -> Self {
+        Machine {
+            file_system: Arc::new(env::RealFileSystem),
+            clock: Arc::new(env::SystemClock),
+            entropy: Arc::new(env::SystemEntropy),
+        }
+    }
+}
+
+impl Repository {
+    /// Opens the repository in a folder.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Refused` for one of a newer format.
+    pub fn open(machine: &Machine, folder: &Path) -> Result<Self> {
+        match Settings::read(&*machine.file_system, folder)? {
+            Some(settings) => Self::assemble(machine, folder, settings),
+            None => Err(Error::new(
+                Kind::NotFound,
+                "open the repository",
+                folder.display().to_string(),
+            )
+            .because("there is none in this folder")
+            .hint("`larder import FILE IMAGE` makes one; `--repo` names another folder")),
+        }
+    }
+
+    /// Opens the repository in a folder, or makes one where the folder is empty or missing. True
+    /// where it was made.
+    pub fn open_or_create(machine: &Machine, folder: &Path) -> Result<(Self, bool)> {
+        if let Some(settings) = Settings::read(&*machine.file_system, folder)? {
+            return Ok((Self::assemble(machine, folder, settings)?, false));
+        }
+        let settings = Settings::new(machine.entropy.name());
+        Self::create(machine, folder, settings).map(|repository| (repository, true))
+    }
+
+    /// Makes a repository with these settings in a folder that is empty or missing.
+    ///
+    /// # Errors
+    /// `Refused` where the folder holds something else.
+    pub fn create(machine: &Machine, folder: &Path, settings: Settings) -> Result<Self> {
+        let subject = folder.display().to_string();
+        let operation = "make the repository";
+        let failed = |error| Error::io(operation, folder.display().to_string(), error);
+        machine.file_system.create_folders(folder).map_err(failed)?;
+        let mut names = machine.file_system.list(folder).map_err(failed)?;
+        // Another process may be making it at this moment: what belongs to a repository is no
+        // stranger.
+        names.retain(|name| {
+            let name = name.to_string_lossy();
+            !(name.starts_with("catalog.sqlite") || name == "packs" || name.starts_with("repository."))
+        });
+        if !names.is_empty() {
+            return Err(Error::new(Kind::Refused, operation, subject)
+                .because("the folder is not empty and holds no repository")
+                .hint("give an empty or new folder with `--repo`"));
+        }
+        // The settings last: they are what makes the folder a repository.
+        let repository = Self::assemble(machine, folder, settings.clone())?;
+        settings.write(&*machine.file_system, folder)?;
+        Ok(repository)
+    }
+
+    fn assemble(machine: &Machine, folder: &Path, settings: Settings) -> Result<Self> {
+        let packs = DirectoryPackStore::open(machine.file_system.clone(), &folder.join("packs"))?;
+        let catalog = SqliteCatalog::open(&catalog_path(folder), machine.clock.clone())?;
+        Ok(Self::from_parts(settings, Arc::new(catalog), Arc::new(packs), machine.entropy.clone()))
+    }
+
+    /// Joins a catalog and a store to a repository.
+    pub fn from_parts(
+        settings: Settings,
+        catalog: Arc<dyn Catalog>,
+        packs: Arc<dyn PackStore>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Self {
+        let realm = Realm::default_realm();
+        let lists = Arc::new(PackLists::new(catalog.clone(), packs.clone()));
+        let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
+        Repository { settings, catalog, packs, entropy, lists, realm, chunks: Arc::new(chunks) }
+    }
+
+    /// The settings it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Its names: every question and every change that is about names alone goes there.
+    pub fn catalog(&self) -> &dyn Catalog {
+        &*self.catalog
+    }
+
+    /// Its bytes, verified.
+    pub fn chunks(&self) -> Arc<RepositoryChunks> {
+        self.chunks.clone()
+    }
+}
+
+/// Where the catalog of the repository in `folder` lies.
+pub fn catalog_path(folder: &Path) -> PathBuf {
+    folder.join("catalog.sqlite")
+}
