@@ -1,1 +1,29 @@
-//! The owner of mirrors on a host: state folder, control sockets, doors.
+//! The owner of mirrors on a host.
+//!
+//! ```text
+//!   guest ──nbd──┐                      ┌── control socket ◄── larder commit, detach, mirrors
+//!   guest ─fuse──┴─► doors ─► mirror ◄──┤
+//!                              │        └── commit: seal ─► repository ─► finish
+//!                              ▼
+//!                          repository
+//! ```
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`owner`] | one process that has a mirror open and serves it |
+//! | [`doors`] | the doors of a mirror: which there are, which one may write |
+//! | [`tree`] | what a FUSE mount shows |
+//! | [`control`] | the protocol of a mirror's control socket: requests, responses, both ends |
+//! | [`commit`] | a mirror's changes become a version |
+//! | [`mirrors`] | the mirrors of this host, served or not |
+
+pub mod commit;
+pub mod control;
+pub mod doors;
+pub mod mirrors;
+pub mod owner;
+pub mod tree;
+
+pub use commit::{CommitOptions, Outcome};
+pub use doors::{Door, DoorOptions};
+pub use owner::{AttachRequest, Owner, Ready};

@@ -1,0 +1,48 @@
+//! What was typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, ValueEnum};
+
+use crate::commands::Command;
+
+/// Larder keeps virtual machine images: every byte once, every version numbered, guests booted from
+/// a version before it has been copied.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "A reference is `image` (its latest version), `image@version` or `image:tag`.")]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: GlobalArguments,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+pub struct GlobalArguments {
+    /// The repository: a folder. [default: ~/.local/share/larder]
+    #[arg(long, global = true, env = "LARDER_REPO", value_name = "DIR", help_heading = "Global options")]
+    pub repo: Option<PathBuf>,
+    /// Where this host keeps mirrors and caches. [default: ~/.local/state/larder]
+    #[arg(long, global = true, env = "LARDER_STATE", value_name = "DIR", help_heading = "Global options")]
+    pub state: Option<PathBuf>,
+    /// Tables for people, or one JSON document for programs.
+    #[arg(long, global = true, value_enum, default_value = "text", help_heading = "Global options")]
+    pub format: Format,
+    /// Print no progress.
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+    /// Print what is going on; twice for more.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    pub verbose: u8,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Tables for people.
+    Text,
+    /// One JSON document on stdout, progress as JSON lines on stderr.
+    Json,
+}

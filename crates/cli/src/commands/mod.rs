@@ -1,0 +1,75 @@
+//! One file per command. The doc comment of a command's arguments is its manual.
+
+mod attach;
+mod clone;
+mod commit;
+mod completions;
+mod create;
+mod detach;
+mod export;
+mod import;
+mod label;
+mod length;
+mod list;
+mod man;
+mod mirrors;
+mod remove;
+mod run;
+mod settings;
+mod show;
+mod stats;
+mod tag;
+
+use clap::Subcommand;
+use model::Result;
+
+use crate::arguments::Arguments;
+use crate::context::Context;
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Import(import::Import),
+    Export(export::Export),
+    Create(create::Create),
+    List(list::List),
+    Show(show::Show),
+    Label(label::Label),
+    Tag(tag::Tag),
+    Clone(clone::Clone),
+    Remove(remove::Remove),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
+    Mirrors(mirrors::Mirrors),
+    Commit(commit::Commit),
+    Run(run::Run),
+    Stats(stats::Stats),
+    Settings(settings::Settings),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+/// Runs what was typed.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let context = Context::new(&arguments.global)?;
+    match arguments.command {
+        Command::Import(command) => command.run(&context),
+        Command::Export(command) => command.run(&context),
+        Command::Create(command) => command.run(&context),
+        Command::List(command) => command.run(&context),
+        Command::Show(command) => command.run(&context),
+        Command::Label(command) => command.run(&context),
+        Command::Tag(command) => command.run(&context),
+        Command::Clone(command) => command.run(&context),
+        Command::Remove(command) => command.run(&context),
+        Command::Attach(command) => command.run(&context),
+        Command::Detach(command) => command.run(&context),
+        Command::Mirrors(command) => command.run(&context),
+        Command::Commit(command) => command.run(&context),
+        Command::Run(command) => command.run(&context),
+        Command::Stats(command) => command.run(&context),
+        Command::Settings(command) => command.run(&context),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
+    }
+}

@@ -1,0 +1,108 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use attach::nbd::Address;
+use env::{Entropy, SystemEntropy};
+use guest::{Accelerator, Console, Drive, Guest, GuestConfig};
+use host::{AttachRequest, DoorOptions, Owner};
+use model::{Error, Kind, MirrorName, Reference, Result};
+
+use crate::commands::attach::state_folder;
+use crate::commands::length::Length;
+use crate::context::Context;
+use crate::interrupt::Waiter;
+
+/// Boot a guest in QEMU from a mirror, its console on the terminal.
+///
+/// The mirror is thrown away when the guest ends, unless it is named. `larder commit NAME` works
+/// while the guest runs. KVM is used where it really works, TCG where not. Ctrl-a x ends the guest,
+/// Ctrl-a h lists the console's keys.
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// The version to boot.
+    reference: Reference,
+    /// Keep the mirror under this name.
+    #[arg(long, value_name = "NAME")]
+    mirror: Option<MirrorName>,
+    /// The guest's memory.
+    #[arg(long, default_value = "1GiB")]
+    memory: Length,
+    /// How many CPUs the guest has.
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=256))]
+    cpus: u32,
+    /// kvm or tcg; found out when not given.
+    #[arg(long)]
+    accel: Option<Accelerator>,
+    /// More arguments for QEMU.
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    qemu: Vec<OsString>,
+}
+
+impl Run {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let is_kept = self.mirror.is_some();
+        let mirror = match self.mirror {
+            Some(name) => name,
+            None => MirrorName::new(&format!("run-{}", &SystemEntropy.name()[..8]))?,
+        };
+        let memory_mib = u32::try_from(self.memory.0 >> 20).unwrap_or(u32::MAX);
+        if memory_mib == 0 {
+            return Err(Error::new(Kind::Invalid, "run", self.reference.to_string())
+                .because("a guest needs at least 1 MiB of memory"));
+        }
+        let socket = SocketFolder::make()?;
+        let owner = Owner::start(context.repository()?, state_folder(context), &AttachRequest {
+            reference: self.reference,
+            mirror: mirror.clone(),
+            doors: DoorOptions {
+                nbd: Some(Address::Unix(socket.path())),
+                fuse: None,
+                read_only: false,
+            },
+        })?;
+        // Signals from the terminal go to QEMU as well; here they only must not end larder first.
+        let waiter = Waiter::new()?;
+        let ended = Guest::start(&GuestConfig {
+            memory_mib,
+            cpus: self.cpus,
+            accelerator: self.accel,
+            drives: vec![Drive::NbdUnix { socket: socket.path(), export: mirror.to_string() }],
+            console: Console::Terminal,
+            extra_args: self.qemu,
+        })
+        .and_then(|guest| guest.wait());
+        drop(waiter);
+        let stopped = owner.stop(!is_kept);
+        let status = ended?;
+        stopped?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Unavailable, "run", mirror.as_str())
+                .because(format!("QEMU ended with {status}"))),
+        }
+    }
+}
+
+/// A private folder for the socket between larder and QEMU; gone when dropped.
+struct SocketFolder(PathBuf);
+
+impl SocketFolder {
+    fn make() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("larder-{}", &SystemEntropy.name()[..16]));
+        let failed = |error| Error::io("make the folder", folder.display().to_string(), error);
+        let mut builder = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&folder).map_err(failed)?;
+        Ok(SocketFolder(folder))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.join("nbd")
+    }
+}
+
+impl Drop for SocketFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

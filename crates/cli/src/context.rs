@@ -1,0 +1,121 @@
+//! What the command line means: flags over environment over settings file over defaults.
+
+use std::path::{Path, PathBuf};
+
+use env::{FileSystem, RealFileSystem};
+use model::{Error, Kind, Result};
+use repository::Repository;
+use repository::repository::Machine;
+use serde::Deserialize;
+
+use crate::arguments::{Format, GlobalArguments};
+use crate::progress_bar::ProgressBar;
+
+const SETTINGS_LEN_MAX: u64 = 1 << 20;
+
+/// What every command works with.
+pub struct Context {
+    /// The repository's folder.
+    pub repo: Setting,
+    /// This host's state folder.
+    pub state: Setting,
+    /// How results are printed.
+    pub format: Format,
+    /// The settings file, whether or not it exists.
+    pub settings_file: PathBuf,
+    quiet: bool,
+}
+
+/// A path, and where it was set.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub path: PathBuf,
+    pub origin: &'static str,
+}
+
+/// The settings file: `~/.config/larder/settings.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SettingsFile {
+    repo: Option<PathBuf>,
+    state: Option<PathBuf>,
+}
+
+impl Context {
+    /// Joins flags, environment, settings file and defaults.
+    pub fn new(arguments: &GlobalArguments) -> Result<Self> {
+        let settings_file = base_folder("XDG_CONFIG_HOME", ".config").join("larder/settings.toml");
+        let file = read_settings(&settings_file)?;
+        let choose = |typed: &Option<PathBuf>, filed: Option<PathBuf>, default: PathBuf| {
+            let typed = typed.clone().filter(|path| !path.as_os_str().is_empty());
+            match (typed, filed) {
+                (Some(path), _) => Setting { path, origin: "flag or environment" },
+                (None, Some(path)) => Setting { path, origin: "settings file" },
+                (None, None) => Setting { path: default, origin: "default" },
+            }
+        };
+        let repo = base_folder("XDG_DATA_HOME", ".local/share").join("larder");
+        let state = base_folder("XDG_STATE_HOME", ".local/state").join("larder");
+        Ok(Context {
+            repo: choose(&arguments.repo, file.repo, repo),
+            state: choose(&arguments.state, file.state, state),
+            format: arguments.format,
+            settings_file,
+            quiet: arguments.quiet,
+        })
+    }
+
+    /// Opens the repository.
+    pub fn repository(&self) -> Result<Repository> {
+        self.refuse_urls()?;
+        Repository::open(&Machine::real(), &self.repo.path)
+    }
+
+    /// Opens the repository, or makes one and says so.
+    pub fn repository_or_new(&self) -> Result<Repository> {
+        self.refuse_urls()?;
+        let (repository, is_new) =
+            Repository::open_or_create(&Machine::real(), &self.repo.path)?;
+        if is_new && !self.quiet && self.format == Format::Text {
+            anstream::eprintln!("made a new repository in {}", self.repo.path.display());
+        }
+        Ok(repository)
+    }
+
+    /// A progress bar for long work, as the user wants it.
+    pub fn progress(&self, what: &str) -> ProgressBar {
+        ProgressBar::new(what, self.format, self.quiet)
+    }
+
+    fn refuse_urls(&self) -> Result<()> {
+        match self.repo.path.to_string_lossy().contains("://") {
+            true => Err(Error::new(
+                Kind::Invalid,
+                "open the repository",
+                self.repo.path.display().to_string(),
+            )
+            .because("this larder opens repositories in folders only")),
+            false => Ok(()),
+        }
+    }
+}
+
+fn base_folder(variable: &str, below_home: &str) -> PathBuf {
+    let absolute = |path: &PathBuf| path.is_absolute();
+    std::env::var_os(variable).map(PathBuf::from).filter(absolute).unwrap_or_else(|| {
+        let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+        home.join(below_home)
+    })
+}
+
+fn read_settings(path: &Path) -> Result<SettingsFile> {
+    let failed = |error| Error::io("read the settings", path.display().to_string(), error);
+    if !RealFileSystem.exists(path).map_err(failed)? {
+        return Ok(SettingsFile::default());
+    }
+    let bytes = RealFileSystem.read_file(path, SETTINGS_LEN_MAX).map_err(failed)?;
+    toml::from_str(&String::from_utf8_lossy(&bytes)).map_err(|error| {
+        Error::new(Kind::Invalid, "read the settings", path.display().to_string())
+            .because(error.to_string().trim().to_string())
+    })
+}

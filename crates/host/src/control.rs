@@ -1,0 +1,212 @@
+//! The protocol of a mirror's control socket.
+//!
+//! One JSON document a line, each way: a request, then its response. A connection may carry many.
+//! The socket lies in the mirror's folder, so whoever may enter the folder may speak.
+//!
+//! **Failure**: a socket that nobody answers on belongs to an owner that died; the caller goes on
+//! as if there were none. A request that is no request gets an error; a line longer than
+//! [`LINE_LEN_MAX`] ends the connection.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use model::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::commit::{CommitOptions, Outcome};
+use crate::mirrors::MirrorStatus;
+
+/// The longest line, in bytes.
+pub const LINE_LEN_MAX: u64 = 64 << 10;
+
+/// What can be asked of a mirror's owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How the mirror is.
+    Status,
+    /// Make its changes a version.
+    Commit(CommitOptions),
+    /// Stop serving it; throw it away if asked to.
+    Detach {
+        /// True to throw the mirror and its changes away.
+        discard: bool,
+    },
+}
+
+/// What the owner answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// How the mirror is.
+    Status(Box<MirrorStatus>),
+    /// The version that was made.
+    Committed(Box<Outcome>),
+    /// It will stop serving; the connection ends when it has.
+    Detaching,
+    /// It did not work.
+    Failed {
+        /// The error, on one line.
+        message: String,
+        /// What the user can do.
+        hint: Option<String>,
+    },
+}
+
+/// What answers requests.
+pub trait Handler: Send + Sync {
+    /// Answers one request.
+    fn handle(&self, request: Request) -> Result<Response>;
+}
+
+/// Asks the owner of a mirror. `None` where nobody listens on the socket.
+///
+/// # Errors
+/// What the owner fails with; `Unavailable` where it goes away in between.
+pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
+    let failed = |error| Error::io("speak with the owner of", socket.display().to_string(), error);
+    let Ok(mut stream) = UnixStream::connect(socket) else { return Ok(None) };
+    let mut line = encode(request)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).map_err(failed)?;
+    let mut reader = BufReader::new(stream);
+    let mut answer = String::new();
+    (&mut reader).take(LINE_LEN_MAX).read_line(&mut answer).map_err(failed)?;
+    let response: Response = serde_json::from_str(&answer).map_err(|error| {
+        Error::new(Kind::Unavailable, "speak with the owner of", socket.display().to_string())
+            .because("it went away or is another larder")
+            .caused_by(error)
+    })?;
+    match response {
+        Response::Failed { message, hint } => {
+            let error = Error::new(Kind::Unavailable, "", "").because(message);
+            Err(match hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            })
+        }
+        Response::Detaching => {
+            // The end of the connection says that it is done.
+            let _ = reader.read_to_string(&mut answer);
+            Ok(Some(Response::Detaching))
+        }
+        other => Ok(Some(other)),
+    }
+}
+
+/// A control socket that is served.
+pub struct ControlServer {
+    path: PathBuf,
+    is_stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlServer {
+    /// Listens on `path` and hands requests to `handler`. The caller holds the mirror's lock, so a
+    /// socket that lies there is a dead owner's and is replaced.
+    pub fn start(path: &Path, handler: Arc<dyn Handler>) -> Result<Self> {
+        let failed = |error| Error::io("listen on", path.display().to_string(), error);
+        if path.exists() {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let is_stopped = is_stopped.clone();
+            move || accept_all(&listener, &handler, &is_stopped)
+        });
+        Ok(ControlServer { path: path.to_path_buf(), is_stopped, thread: Some(thread) })
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.is_stopped.store(true, Ordering::Release);
+        // A connection wakes the listener.
+        let _ = UnixStream::connect(&self.path);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, is_stopped: &AtomicBool) {
+    for stream in listener.incoming() {
+        if is_stopped.load(Ordering::Acquire) {
+            break;
+        }
+        let handler = handler.clone();
+        match stream {
+            Ok(stream) => drop(std::thread::spawn(move || serve(stream, &*handler))),
+            Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
+        }
+    }
+}
+
+fn serve(mut stream: UnixStream, handler: &dyn Handler) {
+    let Ok(copy) = stream.try_clone() else { return };
+    let mut reader = BufReader::new(copy);
+    loop {
+        let mut line = String::new();
+        match (&mut reader).take(LINE_LEN_MAX).read_line(&mut line) {
+            Ok(count) if count > 0 && line.ends_with('\n') => {}
+            _ => return,
+        }
+        let answer = serde_json::from_str(&line)
+            .map_err(|error| {
+                Error::new(Kind::Invalid, "read", "the request").because(error.to_string())
+            })
+            .and_then(|request| handler.handle(request));
+        let response = answer.unwrap_or_else(|error| Response::Failed {
+            message: error.chain(),
+            hint: error.hint_text().map(str::to_string),
+        });
+        let Ok(mut text) = encode(&response) else { return };
+        text.push('\n');
+        if stream.write_all(text.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+fn encode(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| Error::new(Kind::Bug, "write", "a control message").caused_by(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Refuses;
+    impl Handler for Refuses {
+        fn handle(&self, request: Request) -> Result<Response> {
+            match request {
+                Request::Detach { .. } => Ok(Response::Detaching),
+                _ => Err(Error::new(Kind::Refused, "do", "it").because("no").hint("ask again")),
+            }
+        }
+    }
+
+    #[test]
+    fn errors_come_back_with_their_hint_and_rubbish_gets_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        assert!(ask(&path, &Request::Status).unwrap().is_none());
+        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let error = ask(&path, &Request::Status).unwrap_err();
+        assert_eq!(error.hint_text(), Some("ask again"));
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(b"{\"burn\":1}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        assert!(line.contains("failed"), "{line}");
+        drop(server);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,149 @@
+//! The doors of a mirror: which there are, which one may write.
+//!
+//! **Invariant**: at most one door writes; the first that was asked for. The others read only.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use attach::fuse::{FuseMount, Tree};
+use attach::nbd::{Address, Export, NbdServer};
+use model::device::{Device, Extent};
+use model::{Error, Kind, MirrorName, Result};
+use serde::{Deserialize, Serialize};
+
+/// Which doors are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct DoorOptions {
+    /// An NBD server on this address.
+    pub nbd: Option<Address>,
+    /// A FUSE mount on this folder.
+    pub fuse: Option<PathBuf>,
+    /// No door writes.
+    pub read_only: bool,
+}
+
+/// A door that is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Door {
+    /// `nbd` or `fuse`.
+    pub door: String,
+    /// Where it is: an NBD URI or the path of a raw file.
+    pub address: String,
+    /// True where it takes writes.
+    pub writable: bool,
+}
+
+/// The doors of one mirror. They close when dropped.
+pub struct Doors {
+    nbd: Option<NbdServer>,
+    fuse: Option<FuseMount>,
+    list: Vec<Door>,
+}
+
+impl Doors {
+    /// Opens the doors that are wanted.
+    pub fn open(
+        options: &DoorOptions,
+        name: &MirrorName,
+        device: &Arc<dyn Device>,
+        tree: impl FnOnce(Arc<dyn Device>) -> Arc<dyn Tree>,
+    ) -> Result<Self> {
+        let mut doors = Doors { nbd: None, fuse: None, list: Vec::new() };
+        let mut may_write = !options.read_only;
+        let mut next_device = || {
+            let writable = std::mem::replace(&mut may_write, false);
+            let device: Arc<dyn Device> = match writable {
+                true => device.clone(),
+                false => Arc::new(ReadOnly(device.clone())),
+            };
+            (device, writable)
+        };
+        if let Some(address) = &options.nbd {
+            let (device, writable) = next_device();
+            let export = Export {
+                name: name.to_string(),
+                device,
+                description: format!("larder mirror {name}"),
+            };
+            let server = NbdServer::start(address, vec![export])?;
+            doors.list.push(Door { door: "nbd".into(), address: server.uri(), writable });
+            doors.nbd = Some(server);
+        }
+        if let Some(folder) = &options.fuse {
+            let (device, writable) = next_device();
+            let mount = FuseMount::mount(folder, tree(device))?;
+            let path = mount.folder().join("mirrors").join(name.as_str());
+            let address = path.display().to_string();
+            doors.list.push(Door { door: "fuse".into(), address, writable });
+            doors.fuse = Some(mount);
+        }
+        Ok(doors)
+    }
+
+    /// The doors that are open.
+    pub fn list(&self) -> &[Door] {
+        &self.list
+    }
+
+    /// Closes all doors; no request is under way when it returns.
+    pub fn close(self) -> Result<()> {
+        if let Some(server) = self.nbd {
+            server.stop();
+        }
+        match self.fuse {
+            Some(mount) => mount.unmount(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A device of which only the reading half is shown.
+struct ReadOnly(Arc<dyn Device>);
+
+impl ReadOnly {
+    fn refuse(operation: &'static str) -> Result<()> {
+        Err(Error::new(Kind::Refused, operation, "the disk").because("this door is read-only"))
+    }
+}
+
+impl Device for ReadOnly {
+    fn length(&self) -> u64 {
+        self.0.length()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.read(offset, buffer)
+    }
+
+    fn write(&self, _offset: u64, _bytes: &[u8]) -> Result<()> {
+        Self::refuse("write")
+    }
+
+    fn write_zeroes(&self, _offset: u64, _len: u64) -> Result<()> {
+        Self::refuse("write zeros")
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Self::refuse("discard")
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        self.0.prefetch(offset, len)
+    }
+
+    fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
+        self.0.extents(offset, len, max)
+    }
+
+    fn may_wait(&self, offset: u64, len: u64) -> bool {
+        self.0.may_wait(offset, len)
+    }
+}

@@ -1,0 +1,119 @@
+//! The mirrors of this host, served or not.
+
+use std::path::PathBuf;
+
+use mirror::{Mirror, StateFolder};
+use model::{Error, Kind, MirrorName, Result};
+use model::progress::Progress;
+use repository::Repository;
+use serde::{Deserialize, Serialize};
+
+use crate::commit::{self, CommitOptions, Outcome};
+use crate::control::{Request, Response, ask};
+use crate::doors::Door;
+
+/// How a mirror is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorStatus {
+    /// Its name.
+    pub name: String,
+    /// The version that its next commit follows.
+    pub base: String,
+    /// Bytes of its disk.
+    pub length_bytes: u64,
+    /// Bytes of blocks that changed since the last commit.
+    pub dirty_bytes: u64,
+    /// Stored bytes that its owner has read from the repository since it attached.
+    pub fetched_bytes: u64,
+    /// Plain bytes of blocks that came near by that.
+    pub fetched_plain_bytes: u64,
+    /// Bytes of this host's disk that its base and its changes take.
+    pub host_bytes: u64,
+    /// The process that serves it; none where nobody does.
+    pub served_by: Option<u32>,
+    /// Its doors.
+    pub exports: Vec<Door>,
+}
+
+/// Where the owner of a mirror listens.
+pub fn control_socket(state: &StateFolder, name: &MirrorName) -> PathBuf {
+    state.mirror_folder(name).join("control")
+}
+
+/// All mirrors of this host, by name.
+pub fn list(state: &StateFolder) -> Result<Vec<MirrorStatus>> {
+    let mut names = Mirror::list(state)?;
+    names.sort();
+    let mut found = Vec::new();
+    for name in &names {
+        match status(state, name) {
+            Ok(status) => found.push(status),
+            // It was thrown away in between.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn status(state: &StateFolder, name: &MirrorName) -> Result<MirrorStatus> {
+    if let Ok(Some(Response::Status(status))) = ask(&control_socket(state, name), &Request::Status) {
+        return Ok(*status);
+    }
+    let summary = Mirror::inspect(state, name)?;
+    Ok(MirrorStatus {
+        name: name.to_string(),
+        base: summary.parent.to_string(),
+        length_bytes: summary.length,
+        dirty_bytes: summary.dirty_len,
+        fetched_bytes: 0,
+        fetched_plain_bytes: 0,
+        host_bytes: summary.host_len,
+        served_by: None,
+        exports: Vec::new(),
+    })
+}
+
+/// Commits a mirror: through its owner where one serves it, here where nobody does.
+pub fn commit(
+    state: &StateFolder,
+    name: &MirrorName,
+    options: &CommitOptions,
+    open_repository: impl FnOnce() -> Result<Repository>,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
+    check_exists(state, name, "commit")?;
+    match ask(&control_socket(state, name), &Request::Commit(options.clone()))? {
+        Some(Response::Committed(outcome)) => return Ok(*outcome),
+        Some(_) => return Err(Error::new(Kind::Bug, "commit", name.as_str())),
+        None => {}
+    }
+    let repository = open_repository()?;
+    let mirror = Mirror::reopen(state, name, repository.chunks())?;
+    let outcome = commit::commit(&repository, &mirror, options, progress)?;
+    mirror.close()?;
+    Ok(outcome)
+}
+
+/// Ends the serving of a mirror; throws it away if asked to. True where somebody served it.
+pub fn detach(state: &StateFolder, name: &MirrorName, discard: bool) -> Result<bool> {
+    check_exists(state, name, "detach")?;
+    let was_served = ask(&control_socket(state, name), &Request::Detach { discard })?.is_some();
+    if !was_served && discard {
+        Mirror::discard(state, name)?;
+    }
+    Ok(was_served)
+}
+
+fn check_exists(state: &StateFolder, name: &MirrorName, operation: &'static str) -> Result<()> {
+    if Mirror::exists(state, name)? {
+        return Ok(());
+    }
+    let mut names: Vec<String> = Mirror::list(state)?.iter().map(ToString::to_string).collect();
+    names.sort();
+    let error = Error::new(Kind::NotFound, operation, name.as_str()).because("no such mirror here");
+    Err(match names.is_empty() {
+        true => error.hint("this host has no mirrors; `larder attach` makes one"),
+        false => error.hint(format!("this host has: {}", names.join(" "))),
+    })
+}

@@ -1,0 +1,259 @@
+//! One process that has a mirror open and serves it: doors, and a control socket beside the state.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use mirror::{Binding, Mirror, StateFolder};
+use model::device::Device;
+use model::progress::Silent;
+use model::{Error, Kind, MirrorName, Reference, Result, VersionId};
+use repository::Repository;
+use serde::Serialize;
+
+use crate::commit::{self, Outcome};
+use crate::control::{ControlServer, Handler, Request, Response};
+use crate::doors::{Door, DoorOptions, Doors};
+use crate::mirrors::{MirrorStatus, control_socket};
+use crate::tree::MirrorTree;
+
+/// What is to be attached, and how.
+#[derive(Clone, Debug)]
+pub struct AttachRequest {
+    /// The version.
+    pub reference: Reference,
+    /// The mirror: made, or opened again.
+    pub mirror: MirrorName,
+    /// Its doors.
+    pub doors: DoorOptions,
+}
+
+/// What is said once a mirror is served.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ready {
+    /// Always `ready`.
+    pub event: &'static str,
+    /// The mirror.
+    pub mirror: String,
+    /// The image of the version that its next commit follows.
+    pub image: String,
+    /// That version's number.
+    pub version: u64,
+    /// Bytes of the disk.
+    pub length_bytes: u64,
+    /// The doors.
+    pub exports: Vec<Door>,
+}
+
+/// A mirror that this process serves.
+pub struct Owner {
+    shared: Arc<Shared>,
+    control: Option<ControlServer>,
+}
+
+struct Shared {
+    repository: Repository,
+    state: StateFolder,
+    mirror: Arc<Mirror>,
+    doors: Mutex<Option<Doors>>,
+    ending: Mutex<Ending>,
+    changed: Condvar,
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ending {
+    /// Somebody asked to stop; true to throw the mirror away.
+    asked: Option<bool>,
+    is_done: bool,
+}
+
+impl Owner {
+    /// Makes or opens a mirror and serves it.
+    ///
+    /// # Errors
+    /// `Refused` where another process has the mirror open, or where it holds changes upon another
+    /// version than the one asked for.
+    pub fn start(repository: Repository, state: StateFolder, request: &AttachRequest) -> Result<Self> {
+        let mirror = open_mirror(&repository, &state, request)?;
+        let tree = {
+            let (repository, state, mirror) = (repository.clone(), state.clone(), mirror.clone());
+            move |device: Arc<dyn Device>| -> Arc<dyn attach::fuse::Tree> {
+                Arc::new(MirrorTree::new(repository, state, mirror, device))
+            }
+        };
+        let device: Arc<dyn Device> = mirror.clone();
+        let doors = Doors::open(&request.doors, &request.mirror, &device, tree)?;
+        let socket = control_socket(&state, &request.mirror);
+        let shared = Arc::new(Shared {
+            repository,
+            state,
+            mirror,
+            doors: Mutex::new(Some(doors)),
+            ending: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let control = ControlServer::start(&socket, shared.clone())?;
+        Ok(Owner { shared, control: Some(control) })
+    }
+
+    /// What to say now that it is served.
+    pub fn ready(&self) -> Ready {
+        let parent = self.shared.mirror.parent();
+        Ready {
+            event: "ready",
+            mirror: self.shared.mirror.name().to_string(),
+            image: parent.image.to_string(),
+            version: parent.version.get(),
+            length_bytes: self.shared.mirror.length(),
+            exports: self.shared.doors_list(),
+        }
+    }
+
+    /// The mirror.
+    pub fn mirror(&self) -> &Arc<Mirror> {
+        &self.shared.mirror
+    }
+
+    /// How the mirror is.
+    pub fn status(&self) -> MirrorStatus {
+        self.shared.status()
+    }
+
+    /// A call that asks the owner to stop, from another thread.
+    pub fn stopper(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = self.shared.clone();
+        move || shared.ask_to_stop(false)
+    }
+
+    /// Waits until somebody asks to stop.
+    pub fn wait(&self) {
+        let ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _asked = self
+            .shared
+            .changed
+            .wait_while(ending, |ending| ending.asked.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+    }
+
+    /// Closes the doors, makes everything durable, lets the mirror go; throws it away where that
+    /// was asked for, or `discard` says so.
+    pub fn stop(mut self, discard: bool) -> Result<()> {
+        self.shared.ask_to_stop(discard);
+        let shared = self.shared.clone();
+        let closed = shared.close(discard);
+        // Waiting callers are answered before the socket goes.
+        {
+            let mut ending = shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            ending.is_done = true;
+            shared.changed.notify_all();
+        }
+        self.control.take();
+        closed
+    }
+}
+
+impl Shared {
+    fn doors_list(&self) -> Vec<Door> {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.as_ref().map_or_else(Vec::new, |doors| doors.list().to_vec())
+    }
+
+    fn status(&self) -> MirrorStatus {
+        let statistics = self.mirror.statistics();
+        MirrorStatus {
+            name: self.mirror.name().to_string(),
+            base: self.mirror.parent().to_string(),
+            length_bytes: self.mirror.length(),
+            dirty_bytes: statistics.dirty_len,
+            fetched_bytes: self.repository.chunks().read_len(),
+            fetched_plain_bytes: statistics.fetched_len,
+            host_bytes: statistics.host_len,
+            served_by: Some(std::process::id()),
+            exports: self.doors_list(),
+        }
+    }
+
+    fn ask_to_stop(&self, discard: bool) {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.asked = Some(discard || ending.asked == Some(true));
+        self.changed.notify_all();
+    }
+
+    fn close(&self, discard: bool) -> Result<()> {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let doors_closed = doors.map_or(Ok(()), Doors::close);
+        let asked = self.ending.lock().unwrap_or_else(PoisonError::into_inner).asked;
+        let name = self.mirror.name().clone();
+        let mirror_closed = self.mirror.close();
+        if discard || asked == Some(true) {
+            return Mirror::discard(&self.state, &name).and(doors_closed);
+        }
+        mirror_closed.and(doors_closed)
+    }
+}
+
+impl Handler for Shared {
+    fn handle(&self, request: Request) -> Result<Response> {
+        match request {
+            Request::Status => Ok(Response::Status(Box::new(self.status()))),
+            Request::Commit(options) => {
+                let outcome: Outcome =
+                    commit::commit(&self.repository, &self.mirror, &options, &Silent)?;
+                Ok(Response::Committed(Box::new(outcome)))
+            }
+            Request::Detach { discard } => {
+                self.ask_to_stop(discard);
+                let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+                let _done = self
+                    .changed
+                    .wait_while(ending, |ending| !ending.is_done)
+                    .unwrap_or_else(PoisonError::into_inner);
+                Ok(Response::Detaching)
+            }
+        }
+    }
+}
+
+/// Makes a mirror, or opens the one there is.
+fn open_mirror(
+    repository: &Repository,
+    state: &StateFolder,
+    request: &AttachRequest,
+) -> Result<Arc<Mirror>> {
+    let name = &request.mirror;
+    let wanted = repository.catalog().version(&request.reference)?;
+    let chunks = repository.chunks();
+    if Mirror::exists(state, name)? {
+        let mirror = Mirror::reopen(state, name, chunks)?;
+        check_bound_to(repository, &mirror, &wanted.id)?;
+        return Ok(mirror);
+    }
+    let binding = Binding {
+        parent: wanted.id.clone(),
+        content: wanted.facts.content,
+        layout: wanted.facts.layout,
+        length: wanted.facts.length,
+    };
+    let mirror = Mirror::create(state, name, binding, chunks)?;
+    repository.catalog().count_attach(&wanted.id)?;
+    Ok(mirror)
+}
+
+/// A mirror that is opened again must be of the version that was asked for: its changes cannot be
+/// put upon another.
+fn check_bound_to(repository: &Repository, mirror: &Mirror, wanted: &VersionId) -> Result<()> {
+    let parent = mirror.parent();
+    let refuse = |reason: String| {
+        Err(Error::new(Kind::Refused, "attach", mirror.name().as_str())
+            .because(reason)
+            .hint(format!("attach {parent}, or throw it away: `larder detach {} --discard`", mirror.name())))
+    };
+    if parent != *wanted {
+        return refuse(format!("this mirror is of {parent}, not of {wanted}"));
+    }
+    let known = repository.catalog().version(&parent.clone().into())?;
+    if known.facts.content != mirror.parent_content() {
+        return refuse(format!("it was made from another {parent}, of another repository"));
+    }
+    Ok(())
+}
+

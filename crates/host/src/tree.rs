@@ -1,0 +1,93 @@
+//! What a FUSE mount shows: every version of the repository, and the mirror that is served.
+
+use std::sync::Arc;
+
+use attach::fuse::Tree;
+use catalog::ImageFilter;
+use mirror::{Binding, Mirror, ReadOnlyView, StateFolder};
+use model::device::Device;
+use model::progress::Silent;
+use model::{Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
+use repository::Repository;
+
+use crate::commit::{self, CommitOptions};
+
+/// All versions, and one mirror.
+pub struct MirrorTree {
+    repository: Repository,
+    state: StateFolder,
+    mirror: Arc<Mirror>,
+    device: Arc<dyn Device>,
+}
+
+impl MirrorTree {
+    /// Shows `mirror` as `device`, which may be a read-only view of it.
+    pub fn new(
+        repository: Repository,
+        state: StateFolder,
+        mirror: Arc<Mirror>,
+        device: Arc<dyn Device>,
+    ) -> Self {
+        MirrorTree { repository, state, mirror, device }
+    }
+
+    fn check(&self, mirror: &MirrorName) -> Result<()> {
+        match mirror == self.mirror.name() {
+            true => Ok(()),
+            false => Err(Error::new(Kind::NotFound, "open", mirror.as_str())
+                .because("this mount shows another mirror")),
+        }
+    }
+}
+
+impl Tree for MirrorTree {
+    fn images(&self) -> Result<Vec<ImageName>> {
+        let images = self.repository.catalog().images(&ImageFilter::default())?;
+        Ok(images.into_iter().map(|image| image.name).collect())
+    }
+
+    fn versions(&self, image: &ImageName) -> Result<Vec<VersionNumber>> {
+        let versions = self.repository.catalog().versions(image)?;
+        Ok(versions.into_iter().map(|version| version.id.version).collect())
+    }
+
+    fn version_length(&self, version: &VersionId) -> Result<u64> {
+        Ok(self.repository.catalog().version(&version.clone().into())?.facts.length)
+    }
+
+    fn open_version(&self, version: &VersionId) -> Result<Arc<dyn Device>> {
+        let record = self.repository.catalog().version(&version.clone().into())?;
+        let binding = Binding {
+            parent: record.id,
+            content: record.facts.content,
+            layout: record.facts.layout,
+            length: record.facts.length,
+        };
+        let view: Arc<dyn Device> =
+            Arc::new(ReadOnlyView::open(&self.state, binding, self.repository.chunks())?);
+        Ok(view)
+    }
+
+    fn mirrors(&self) -> Result<Vec<MirrorName>> {
+        Ok(vec![self.mirror.name().clone()])
+    }
+
+    fn open_mirror(&self, mirror: &MirrorName) -> Result<Arc<dyn Device>> {
+        self.check(mirror)?;
+        Ok(self.device.clone())
+    }
+
+    fn clone_mirror(&self, mirror: &MirrorName, image: &ImageName) -> Result<VersionId> {
+        self.check(mirror)?;
+        commit::clone(&self.repository, &self.mirror, image)
+    }
+
+    fn commit_mirror(&self, mirror: &MirrorName) -> Result<VersionId> {
+        self.check(mirror)?;
+        let options = CommitOptions::default();
+        let outcome = commit::commit(&self.repository, &self.mirror, &options, &Silent)?;
+        let version = VersionNumber::new(outcome.version)
+            .ok_or_else(|| Error::new(Kind::Bug, "commit", mirror.as_str()))?;
+        Ok(VersionId { image: ImageName::new(&outcome.image)?, version })
+    }
+}
