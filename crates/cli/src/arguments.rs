@@ -10,7 +10,9 @@ use crate::commands::Command;
 /// a version before it has been copied.
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, propagate_version = true, disable_help_subcommand = true)]
-#[command(after_help = "A reference is `image` (its latest version), `image@version` or `image:tag`.")]
+#[command(
+    after_help = "A reference is `image` (its latest version), `image@version` or `image:tag`."
+)]
 pub struct Arguments {
     #[command(flatten)]
     pub global: GlobalArguments,
@@ -22,13 +24,31 @@ pub struct Arguments {
 #[derive(Clone, Debug, Args)]
 pub struct GlobalArguments {
     /// The repository: a folder. [default: ~/.local/share/larder]
-    #[arg(long, global = true, env = "LARDER_REPO", value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "LARDER_REPO",
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     pub repo: Option<PathBuf>,
     /// Where this host keeps mirrors and caches. [default: ~/.local/state/larder]
-    #[arg(long, global = true, env = "LARDER_STATE", value_name = "DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "LARDER_STATE",
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     pub state: Option<PathBuf>,
     /// Tables for people, or one JSON document for programs.
-    #[arg(long, global = true, value_enum, default_value = "text", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "text",
+        help_heading = "Global options"
+    )]
     pub format: Format,
     /// Print no progress.
     #[arg(long, short, global = true, help_heading = "Global options")]

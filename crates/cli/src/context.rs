@@ -74,8 +74,7 @@ impl Context {
     /// Opens the repository, or makes one and says so.
     pub fn repository_or_new(&self) -> Result<Repository> {
         self.refuse_urls()?;
-        let (repository, is_new) =
-            Repository::open_or_create(&Machine::real(), &self.repo.path)?;
+        let (repository, is_new) = Repository::open_or_create(&Machine::real(), &self.repo.path)?;
         if is_new && !self.quiet && self.format == Format::Text {
             anstream::eprintln!("made a new repository in {}", self.repo.path.display());
         }

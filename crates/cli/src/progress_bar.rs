@@ -1,7 +1,7 @@
 //! Progress on stderr: a bar with rate and time left for people, JSON lines for programs.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use env::{Clock, SystemClock};

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use mirror::{Mirror, StateFolder};
-use model::{Error, Kind, MirrorName, Result};
 use model::progress::Progress;
+use model::{Error, Kind, MirrorName, Result};
 use repository::Repository;
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +57,8 @@ pub fn list(state: &StateFolder) -> Result<Vec<MirrorStatus>> {
 }
 
 fn status(state: &StateFolder, name: &MirrorName) -> Result<MirrorStatus> {
-    if let Ok(Some(Response::Status(status))) = ask(&control_socket(state, name), &Request::Status) {
+    if let Ok(Some(Response::Status(status))) = ask(&control_socket(state, name), &Request::Status)
+    {
         return Ok(*status);
     }
     let summary = Mirror::inspect(state, name)?;

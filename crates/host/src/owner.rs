@@ -72,7 +72,11 @@ impl Owner {
     /// # Errors
     /// `Refused` where another process has the mirror open, or where it holds changes upon another
     /// version than the one asked for.
-    pub fn start(repository: Repository, state: StateFolder, request: &AttachRequest) -> Result<Self> {
+    pub fn start(
+        repository: Repository,
+        state: StateFolder,
+        request: &AttachRequest,
+    ) -> Result<Self> {
         let mirror = open_mirror(&repository, &state, request)?;
         let tree = {
             let (repository, state, mirror) = (repository.clone(), state.clone(), mirror.clone());
@@ -243,9 +247,12 @@ fn open_mirror(
 fn check_bound_to(repository: &Repository, mirror: &Mirror, wanted: &VersionId) -> Result<()> {
     let parent = mirror.parent();
     let refuse = |reason: String| {
-        Err(Error::new(Kind::Refused, "attach", mirror.name().as_str())
-            .because(reason)
-            .hint(format!("attach {parent}, or throw it away: `larder detach {} --discard`", mirror.name())))
+        Err(Error::new(Kind::Refused, "attach", mirror.name().as_str()).because(reason).hint(
+            format!(
+                "attach {parent}, or throw it away: `larder detach {} --discard`",
+                mirror.name()
+            ),
+        ))
     };
     if parent != *wanted {
         return refuse(format!("this mirror is of {parent}, not of {wanted}"));
@@ -256,4 +263,3 @@ fn check_bound_to(repository: &Repository, mirror: &Mirror, wanted: &VersionId) 
     }
     Ok(())
 }
-

@@ -67,7 +67,8 @@ impl RepositoryChunks {
     fn look_up(&self, what: &'static str, digest: EntryDigest) -> Result<Arc<Location>> {
         let found = self.catalog.locate(&self.realm, &[digest])?.into_iter().next().flatten();
         let place = Arc::new(found.ok_or_else(|| {
-            Error::new(Kind::NotFound, what, hex(&digest)).because("the repository does not have it")
+            Error::new(Kind::NotFound, what, hex(&digest))
+                .because("the repository does not have it")
         })?);
         self.places.insert(digest, place.clone());
         Ok(place)
@@ -84,7 +85,8 @@ impl RepositoryChunks {
         if entry.kind != kind as u8 {
             return Err(damaged("the catalog says that it is something else"));
         }
-        let encoding = Encoding::try_from(entry.encoding).map_err(|_| damaged("unknown encoding"))?;
+        let encoding =
+            Encoding::try_from(entry.encoding).map_err(|_| damaged("unknown encoding"))?;
         let name = PackName::new(&place.pack_name)?;
         let stored = self.packs.read(&name, entry.offset, entry.stored_len as usize)?;
         self.read_len.fetch_add(u64::from(entry.stored_len), Ordering::Relaxed);

@@ -70,11 +70,15 @@ impl Repository {
         let catalog_len = self.catalog.statistics()?.catalog_len;
         let rebuild = Rebuild::new(self, &manifest, changes);
         let lease = self.begin_lease()?;
-        let mut layout = Layout::new(self, self.destination(&lease), Plan {
-            kind: manifest.kind(),
-            kept: rebuild.kept(),
-            draft: Box::new(|segment| rebuild.draft(segment)),
-        });
+        let mut layout = Layout::new(
+            self,
+            self.destination(&lease),
+            Plan {
+                kind: manifest.kind(),
+                kept: rebuild.kept(),
+                draft: Box::new(|segment| rebuild.draft(segment)),
+            },
+        );
         let mut dirty_len = 0;
         windows::run(CommitWindows::new(changes, rebuild.resized), |window| {
             dirty_len += window.changed_len();
@@ -88,21 +92,24 @@ impl Repository {
             .saturating_sub(replaced);
         let mut packs = laid_out.used;
         packs.sort_unstable();
-        let version = self.publish(lease, &Publication {
-            image: request.image.clone(),
-            facts: VersionFacts {
-                kind: manifest.kind(),
-                length: changes.length(),
-                data_len,
-                content: laid_out.content,
-                layout: laid_out.layout,
-                parent: Some(request.parent.clone()),
-                origin: request.origin.clone(),
+        let version = self.publish(
+            lease,
+            &Publication {
+                image: request.image.clone(),
+                facts: VersionFacts {
+                    kind: manifest.kind(),
+                    length: changes.length(),
+                    data_len,
+                    content: laid_out.content,
+                    layout: laid_out.layout,
+                    parent: Some(request.parent.clone()),
+                    origin: request.origin.clone(),
+                },
+                packs,
+                tag: request.tag.clone(),
+                image_must_be_new: false,
             },
-            packs,
-            tag: request.tag.clone(),
-            image_must_be_new: false,
-        })?;
+        )?;
         let grown = self.catalog.statistics()?.catalog_len.saturating_sub(catalog_len);
         Ok(Committed {
             version,
@@ -198,10 +205,8 @@ impl ListsOfSegment<'_> {
             .flatten()
             .ok_or_else(|| missing("the repository does not have it"))?;
         let list = repository.lists.get(place.pack)?;
-        let blocks = list
-            .blocks_of(chunk)
-            .ok_or_else(|| missing("its pack does not list it"))?
-            .to_vec();
+        let blocks =
+            list.blocks_of(chunk).ok_or_else(|| missing("its pack does not list it"))?.to_vec();
         self.lists.insert(0, list);
         Ok(blocks)
     }

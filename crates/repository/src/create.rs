@@ -20,23 +20,25 @@ impl Repository {
         }
         let lease = self.begin_lease()?;
         let no_segment = |_| Err(Error::new(Kind::Bug, "create", "a segment"));
-        let plan =
-            Plan { kind: VersionKind::Disk, kept: Vec::new(), draft: Box::new(no_segment) };
+        let plan = Plan { kind: VersionKind::Disk, kept: Vec::new(), draft: Box::new(no_segment) };
         let laid_out = Layout::new(self, self.destination(&lease), plan).finish(length)?;
-        self.publish(lease, &Publication {
-            image: image.clone(),
-            facts: VersionFacts {
-                kind: VersionKind::Disk,
-                length,
-                data_len: 0,
-                content: laid_out.content,
-                layout: laid_out.layout,
-                parent: None,
-                origin: "create".to_string(),
+        self.publish(
+            lease,
+            &Publication {
+                image: image.clone(),
+                facts: VersionFacts {
+                    kind: VersionKind::Disk,
+                    length,
+                    data_len: 0,
+                    content: laid_out.content,
+                    layout: laid_out.layout,
+                    parent: None,
+                    origin: "create".to_string(),
+                },
+                packs: laid_out.used,
+                tag: None,
+                image_must_be_new: true,
             },
-            packs: laid_out.used,
-            tag: None,
-            image_must_be_new: true,
-        })
+        )
     }
 }

@@ -37,7 +37,12 @@ pub struct Duplicates {
 
 impl Duplicates {
     /// Nothing known yet but what is in the repository.
-    pub fn new(catalog: Arc<dyn Catalog>, lists: Arc<PackLists>, realm: Realm, open: OpenChunk) -> Self {
+    pub fn new(
+        catalog: Arc<dyn Catalog>,
+        lists: Arc<PackLists>,
+        realm: Realm,
+        open: OpenChunk,
+    ) -> Self {
         Duplicates {
             catalog,
             lists,

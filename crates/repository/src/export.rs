@@ -6,9 +6,7 @@
 use crossbeam_channel::{Sender, bounded};
 use model::progress::{Cancel, Progress};
 use model::source::DiskSink;
-use model::{
-    BLOCK_LEN, Error, Kind, Manifest, Result, Run, SEGMENT_LEN, SegmentMap, VersionId,
-};
+use model::{BLOCK_LEN, Error, Kind, Manifest, Result, Run, SEGMENT_LEN, SegmentMap, VersionId};
 use rayon::prelude::*;
 use store::ChunkStore;
 
@@ -95,7 +93,9 @@ fn stretches(map: &SegmentMap) -> Vec<std::ops::Range<u32>> {
     let mut stretches: Vec<std::ops::Range<u32>> = Vec::new();
     for run in map.runs() {
         match stretches.last_mut() {
-            Some(last) if last.end == run.first_block && run.end_block() - last.start <= WINDOW_BLOCKS => {
+            Some(last)
+                if last.end == run.first_block && run.end_block() - last.start <= WINDOW_BLOCKS =>
+            {
                 last.end = run.end_block();
             }
             _ => stretches.push(run.first_block..run.end_block()),
@@ -105,7 +105,11 @@ fn stretches(map: &SegmentMap) -> Vec<std::ops::Range<u32>> {
 }
 
 /// Reads a stretch: each chunk once, on all cores.
-fn fill(chunks: &dyn ChunkStore, map: &SegmentMap, stretch: &std::ops::Range<u32>) -> Result<Vec<u8>> {
+fn fill(
+    chunks: &dyn ChunkStore,
+    map: &SegmentMap,
+    stretch: &std::ops::Range<u32>,
+) -> Result<Vec<u8>> {
     let runs = map.runs_in(stretch.start, stretch.end);
     let mut bytes = vec![0; stretch.len() * BLOCK_LEN];
     let mut targets: Vec<(&Run, &mut [u8])> = Vec::with_capacity(runs.len());
@@ -118,7 +122,7 @@ fn fill(chunks: &dyn ChunkStore, map: &SegmentMap, stretch: &std::ops::Range<u32
     targets.sort_by_key(|(run, _)| run.chunk);
     let by_chunk: Vec<&mut [(&Run, &mut [u8])]> =
         targets.chunk_by_mut(|(a, _), (b, _)| a.chunk == b.chunk).collect();
-    by_chunk.into_par_iter().try_for_each(|targets| {
+    by_chunk.into_par_iter().try_for_each(|targets| -> Result<()> {
         let Some((first, _)) = targets.first() else { return Ok(()) };
         let chunk = chunks.chunk(first.chunk)?;
         for (run, target) in targets {

@@ -60,16 +60,20 @@ impl Repository {
         let length_hint = source.length_hint();
         let lease = self.begin_lease()?;
         let catalog_len = self.catalog.statistics()?.catalog_len;
-        let mut layout = Layout::new(self, self.destination(&lease), Plan {
-            kind: request.kind,
-            kept: Vec::new(),
-            draft: Box::new(move |segment| {
-                // Before the end of a stream is known every segment is drafted whole; the blocks
-                // behind the end are cut off when it is finished.
-                let length = length_hint.unwrap_or(LENGTH_MAX);
-                Ok(SegmentDraft::hole(segment, blocks_in_segment(length, segment)))
-            }),
-        });
+        let mut layout = Layout::new(
+            self,
+            self.destination(&lease),
+            Plan {
+                kind: request.kind,
+                kept: Vec::new(),
+                draft: Box::new(move |segment| {
+                    // Before the end of a stream is known every segment is drafted whole; the blocks
+                    // behind the end are cut off when it is finished.
+                    let length = length_hint.unwrap_or(LENGTH_MAX);
+                    Ok(SegmentDraft::hole(segment, blocks_in_segment(length, segment)))
+                }),
+            },
+        );
         windows::run(ImportWindows(source), |window| {
             request.cancel.check("import", &request.origin)?;
             layout.push(window)?;
@@ -92,17 +96,25 @@ impl Repository {
             parent: None,
             origin: request.origin.clone(),
         };
-        let version = self.publish(lease, &Publication {
-            image: request.image.clone(),
-            facts,
-            packs: laid_out.used.clone(),
-            tag: request.tag.clone(),
-            image_must_be_new: false,
-        })?;
+        let version = self.publish(
+            lease,
+            &Publication {
+                image: request.image.clone(),
+                facts,
+                packs: laid_out.used.clone(),
+                tag: request.tag.clone(),
+                image_must_be_new: false,
+            },
+        )?;
         self.imported(version, &laid_out, catalog_len)
     }
 
-    fn imported(&self, version: VersionRecord, laid_out: &LaidOut, catalog_len: u64) -> Result<Imported> {
+    fn imported(
+        &self,
+        version: VersionRecord,
+        laid_out: &LaidOut,
+        catalog_len: u64,
+    ) -> Result<Imported> {
         let grown = self.catalog.statistics()?.catalog_len.saturating_sub(catalog_len);
         Ok(Imported {
             version,

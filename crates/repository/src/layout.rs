@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use catalog::{Catalog, PackId};
+use catalog::PackId;
 use chunking::{ChunkRef, OpenChunk, PendingSegment, SealedChunk, SegmentDraft};
 use format::entry::EntryKind;
 use format::manifest::encode_manifest;
@@ -199,7 +199,12 @@ impl<'a> Layout<'a> {
     }
 
     /// Packs an entry unless the repository, or this layout, has it already.
-    fn put_unknown(&mut self, kind: EntryKind, digest: [u8; DIGEST_LEN], plain: Vec<u8>) -> Result<()> {
+    fn put_unknown(
+        &mut self,
+        kind: EntryKind,
+        digest: [u8; DIGEST_LEN],
+        plain: Vec<u8>,
+    ) -> Result<()> {
         if !self.written_maps.insert(digest) {
             return Ok(());
         }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use catalog::{Catalog, PackId};
 use chunking::BlockList;
-use format::pack::{PackEntry, PackIndex};
 use format::entry::EntryKind;
+use format::pack::{PackEntry, PackIndex};
 use model::{ChunkDigest, Result};
 use store::{PackName, PackStore};
 

@@ -60,13 +60,11 @@ impl Repository {
     pub fn open(machine: &Machine, folder: &Path) -> Result<Self> {
         match Settings::read(&*machine.file_system, folder)? {
             Some(settings) => Self::assemble(machine, folder, settings),
-            None => Err(Error::new(
-                Kind::NotFound,
-                "open the repository",
-                folder.display().to_string(),
-            )
-            .because("there is none in this folder")
-            .hint("`larder import FILE IMAGE` makes one; `--repo` names another folder")),
+            None => {
+                Err(Error::new(Kind::NotFound, "open the repository", folder.display().to_string())
+                    .because("there is none in this folder")
+                    .hint("`larder import FILE IMAGE` makes one; `--repo` names another folder"))
+            }
         }
     }
 
@@ -94,7 +92,9 @@ impl Repository {
         // stranger.
         names.retain(|name| {
             let name = name.to_string_lossy();
-            !(name.starts_with("catalog.sqlite") || name == "packs" || name.starts_with("repository."))
+            !(name.starts_with("catalog.sqlite")
+                || name == "packs"
+                || name.starts_with("repository."))
         });
         if !names.is_empty() {
             return Err(Error::new(Kind::Refused, operation, subject)

@@ -214,7 +214,8 @@ pub fn run(
     mut source: impl WindowSource,
     mut consume: impl FnMut(&Window) -> Result<()>,
 ) -> Result<()> {
-    let capacity = source.data_len_hint().map_or(WINDOW_LEN as u64, |len| len.min(WINDOW_LEN as u64));
+    let capacity =
+        source.data_len_hint().map_or(WINDOW_LEN as u64, |len| len.min(WINDOW_LEN as u64));
     let capacity = (capacity as usize).next_multiple_of(BLOCK_LEN).max(BLOCK_LEN);
     let (give, empty) = bounded(WINDOW_COUNT);
     let (read, to_digest) = bounded(1);

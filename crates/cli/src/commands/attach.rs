@@ -57,11 +57,15 @@ impl Attach {
     fn serve(self, context: &Context) -> Result<()> {
         let mut waiter = Waiter::new()?;
         let state = state_folder(context);
-        let owner = Owner::start(context.repository()?, state, &AttachRequest {
-            reference: self.reference,
-            mirror: self.mirror,
-            doors: DoorOptions { nbd: self.nbd, fuse: self.fuse, read_only: self.read_only },
-        })?;
+        let owner = Owner::start(
+            context.repository()?,
+            state,
+            &AttachRequest {
+                reference: self.reference,
+                mirror: self.mirror,
+                doors: DoorOptions { nbd: self.nbd, fuse: self.fuse, read_only: self.read_only },
+            },
+        )?;
         print_ready(&owner.ready(), context.format)?;
         let stop = owner.stopper();
         let wake = waiter.waker();
@@ -127,7 +131,8 @@ fn serve_in_background() -> Result<()> {
     let output = child.wait_with_output().map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stderr);
     let mut lines = text.lines();
-    let reason = lines.next().unwrap_or("it ended early").trim_start_matches("larder: ").to_string();
+    let reason =
+        lines.next().unwrap_or("it ended early").trim_start_matches("larder: ").to_string();
     let error = Error::new(Kind::Unavailable, "attach", "in the background").because(reason);
     Err(match lines.next().and_then(|line| line.strip_prefix("hint: ")) {
         Some(hint) => error.hint(hint),

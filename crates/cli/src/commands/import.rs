@@ -42,14 +42,17 @@ impl Import {
         let repository = context.repository_or_new()?;
         let progress = context.progress(&format!("import {}", self.image));
         let file = self.file.display();
-        let imported = repository.import(&mut *source, &ImportRequest {
-            image: self.image.clone(),
-            tag: self.tag,
-            origin: format!("import {file}"),
-            kind: VersionKind::Disk,
-            progress: &progress,
-            cancel: cancel_flag()?,
-        })?;
+        let imported = repository.import(
+            &mut *source,
+            &ImportRequest {
+                image: self.image.clone(),
+                tag: self.tag,
+                origin: format!("import {file}"),
+                kind: VersionKind::Disk,
+                progress: &progress,
+                cancel: cancel_flag()?,
+            },
+        )?;
         drop(progress);
         let seconds = (SystemClock.monotonic() - start).as_secs_f64();
         let facts = &imported.version.facts;

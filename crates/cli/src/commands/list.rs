@@ -36,10 +36,16 @@ impl List {
             let images: Vec<_> = images
                 .iter()
                 .map(|image| {
-                    let tags: serde_json::Map<_, _> =
-                        image.tags.iter().map(|(tag, version)| (tag.to_string(), json!(version))).collect();
-                    let labels: serde_json::Map<_, _> =
-                        image.labels.iter().map(|(key, value)| (key.to_string(), json!(value))).collect();
+                    let tags: serde_json::Map<_, _> = image
+                        .tags
+                        .iter()
+                        .map(|(tag, version)| (tag.to_string(), json!(version)))
+                        .collect();
+                    let labels: serde_json::Map<_, _> = image
+                        .labels
+                        .iter()
+                        .map(|(key, value)| (key.to_string(), json!(value)))
+                        .collect();
                     json!({
                         "name": image.name,
                         "versions": image.versions,

@@ -20,7 +20,8 @@ impl Mirrors {
             return print_line("no mirrors on this host");
         }
         let rows = mirrors.iter().map(|mirror| {
-            let doors: Vec<&str> = mirror.exports.iter().map(|door| door.address.as_str()).collect();
+            let doors: Vec<&str> =
+                mirror.exports.iter().map(|door| door.address.as_str()).collect();
             let served = mirror.served_by.map_or_else(|| "no".to_string(), |pid| pid.to_string());
             vec![
                 mirror.name.clone(),
@@ -33,7 +34,8 @@ impl Mirrors {
                 doors.join(" "),
             ]
         });
-        let head = ["mirror", "base", "length", "dirty", "fetched", "on host", "served by", "doors"];
+        let head =
+            ["mirror", "base", "length", "dirty", "fetched", "on host", "served by", "doors"];
         print_table(&head, rows.collect())
     }
 }

@@ -51,15 +51,19 @@ impl Run {
                 .because("a guest needs at least 1 MiB of memory"));
         }
         let socket = SocketFolder::make()?;
-        let owner = Owner::start(context.repository()?, state_folder(context), &AttachRequest {
-            reference: self.reference,
-            mirror: mirror.clone(),
-            doors: DoorOptions {
-                nbd: Some(Address::Unix(socket.path())),
-                fuse: None,
-                read_only: false,
+        let owner = Owner::start(
+            context.repository()?,
+            state_folder(context),
+            &AttachRequest {
+                reference: self.reference,
+                mirror: mirror.clone(),
+                doors: DoorOptions {
+                    nbd: Some(Address::Unix(socket.path())),
+                    fuse: None,
+                    read_only: false,
+                },
             },
-        })?;
+        )?;
         // Signals from the terminal go to QEMU as well; here they only must not end larder first.
         let waiter = Waiter::new()?;
         let ended = Guest::start(&GuestConfig {

@@ -38,7 +38,11 @@ impl Settings {
                 vec![name.to_string(), setting.path.display().to_string(), setting.origin.into()]
             })
             .collect();
-        rows.push(vec!["(file)".into(), context.settings_file.display().to_string(), String::new()]);
+        rows.push(vec![
+            "(file)".into(),
+            context.settings_file.display().to_string(),
+            String::new(),
+        ]);
         print_table(&["setting", "value", "set by"], rows)
     }
 }

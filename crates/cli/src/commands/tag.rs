@@ -23,9 +23,7 @@ impl Tag {
             Format::Json => print_json(&json!({
                 "image": version.image, "version": version.version, "tag": self.tag,
             })),
-            Format::Text => {
-                print_line(&format!("{}:{} is now {version}", version.image, self.tag))
-            }
+            Format::Text => print_line(&format!("{}:{} is now {version}", version.image, self.tag)),
         }
     }
 }
