@@ -33,6 +33,9 @@ mod schema;
 mod statistics;
 mod versions;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
