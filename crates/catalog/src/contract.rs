@@ -1,1 +1,570 @@
 //! The promises of [`crate::Catalog`] as a test suite: every engine's tests call it.
+//!
+//! [`check`] runs all of it. Each promise is a function of its own, which takes an empty catalog and
+//! panics where the promise is broken. Expiry of leases is tested with leases that live for no time,
+//! so that no engine needs a clock of the suite's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::digest::{DIGEST_LEN, Hook};
+use model::name::LabelKey;
+use model::{
+    ContentDigest, ImageName, Kind, LayoutDigest, Realm, Reference, TagName, VersionId,
+    VersionKind, VersionNumber,
+};
+
+use crate::catalog::Catalog;
+use crate::records::{
+    CatalogStatistics, EntryDigest, EntryRecord, ImageFilter, LeaseId, NewPack, PackId,
+    Publication, VersionFacts,
+};
+
+/// Longer than any test of the suite.
+const LONG: Duration = Duration::from_secs(3600);
+
+type Promise = fn(&dyn Catalog);
+
+/// All promises, by name.
+pub const PROMISES: &[(&str, Promise)] = &[
+    ("a version is what was published", a_version_is_what_was_published),
+    ("numbers ascend and are never reused", numbers_ascend_and_are_never_reused),
+    ("a clone is a new image", a_clone_is_a_new_image),
+    ("an image that must be new", an_image_that_must_be_new_is_refused_when_it_exists),
+    ("tags move", tags_move),
+    ("labels are set and taken away", labels_are_set_and_taken_away),
+    ("the list is filtered", the_list_is_filtered),
+    ("what is removed is gone", what_is_removed_is_gone),
+    ("attaches are counted", attaches_are_counted),
+    ("hints tell near names", hints_tell_near_names),
+    ("a dead lease makes stale", a_dead_lease_makes_stale),
+    ("a missing pack makes stale", a_missing_pack_makes_stale_and_nothing_happens),
+    ("abandoned packs are gone", abandoned_packs_are_gone),
+    ("abandon spares what others may use", abandon_spares_what_others_may_use),
+    ("abandon spares what was adopted", abandon_spares_what_was_adopted),
+    ("entries keep their first place", entries_keep_their_first_place),
+    ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
+    ("nothing crosses realms", nothing_crosses_realms),
+    ("packs are found by number", packs_are_found_by_number),
+    ("statistics add up", statistics_add_up),
+];
+
+/// Panics where an engine breaks a promise. `make` makes an empty catalog.
+pub fn check(make: &dyn Fn() -> Box<dyn Catalog>) {
+    for (_, promise) in PROMISES {
+        promise(make().as_ref());
+    }
+}
+
+/// What was published is found, by number, by tag and as the latest, with every fact.
+pub fn a_version_is_what_was_published(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let mut publication = publication("team/debian");
+    publication.facts = VersionFacts {
+        kind: VersionKind::Machine,
+        length: 1 << 40,
+        data_len: 4096 * 7,
+        content: ContentDigest([3; DIGEST_LEN]),
+        layout: LayoutDigest([4; DIGEST_LEN]),
+        parent: Some(id("elsewhere", 5)),
+        origin: "import 'disk\"; é".to_string(),
+    };
+    publication.tag = Some(tag("stable"));
+    let record = catalog.publish(lease, &publication).unwrap();
+    assert_eq!(record.id, id("team/debian", 1));
+    assert_eq!(record.facts, publication.facts);
+    assert_eq!(record.tags, [tag("stable")]);
+    assert_eq!(record.labels, BTreeMap::new());
+    assert_eq!((record.attach_count, record.latest), (0, VersionNumber::FIRST));
+    for text in ["team/debian", "team/debian@1", "team/debian:stable"] {
+        assert_eq!(catalog.version(&reference(text)).unwrap(), record, "{text}");
+    }
+    assert_eq!(catalog.versions(&name("team/debian")).unwrap(), std::slice::from_ref(&record));
+    let [image] = &catalog.images(&ImageFilter::default()).unwrap()[..] else {
+        panic!("one image")
+    };
+    assert_eq!((&image.name, image.length), (&record.id.image, 1 << 40));
+    assert_eq!(image.versions, [VersionNumber::FIRST]);
+    assert_eq!(image.tags, BTreeMap::from([(tag("stable"), VersionNumber::FIRST)]));
+    assert_eq!(image.created, record.created);
+}
+
+/// Numbers go up by one for each image alone, also after removals.
+pub fn numbers_ascend_and_are_never_reused(catalog: &dyn Catalog) {
+    for number in 1..=3 {
+        assert_eq!(publish(catalog, "a"), id("a", number));
+        assert_eq!(publish(catalog, "b"), id("b", number));
+    }
+    catalog.remove_version(&id("a", 3)).unwrap();
+    assert_eq!(catalog.version(&reference("a")).unwrap().id, id("a", 2));
+    assert_eq!(publish(catalog, "a"), id("a", 4));
+    let removed = catalog.remove_image(&name("a")).unwrap();
+    assert_eq!(removed, [id("a", 1), id("a", 2), id("a", 4)]);
+    assert_eq!(publish(catalog, "a"), id("a", 5));
+    catalog.remove_version(&id("a", 5)).unwrap();
+    let cloned = catalog.clone_version(&id("b", 1), &name("a")).unwrap();
+    assert_eq!(cloned.id, id("a", 6));
+    let latest: Vec<_> =
+        catalog.versions(&name("b")).unwrap().iter().map(|v| v.latest.get()).collect();
+    assert_eq!(latest, [3, 3, 3]);
+}
+
+/// A clone has its source's facts, the source as parent, and no tags nor labels.
+pub fn a_clone_is_a_new_image(catalog: &dyn Catalog) {
+    publish(catalog, "a");
+    catalog.set_tag(&id("a", 1), &tag("t")).unwrap();
+    catalog.set_label(&name("a"), &key("k"), Some("v")).unwrap();
+    let clone = catalog.clone_version(&id("a", 1), &name("b")).unwrap();
+    let source = catalog.version(&reference("a")).unwrap();
+    assert_eq!(clone.id, id("b", 1));
+    assert_eq!(clone.facts.parent, Some(id("a", 1)));
+    assert_eq!(
+        (clone.facts.content, clone.facts.layout),
+        (source.facts.content, source.facts.layout)
+    );
+    assert_eq!(
+        (clone.facts.length, clone.facts.data_len),
+        (source.facts.length, source.facts.data_len)
+    );
+    assert!(clone.tags.is_empty() && clone.labels.is_empty());
+    assert_eq!(kind(catalog.clone_version(&id("a", 1), &name("b"))), Kind::Exists);
+    assert_eq!(kind(catalog.clone_version(&id("a", 2), &name("c"))), Kind::NotFound);
+    assert_eq!(kind(catalog.version(&reference("c"))), Kind::NotFound);
+    // Lineage outlives what it speaks of.
+    catalog.remove_image(&name("a")).unwrap();
+    assert_eq!(catalog.version(&reference("b")).unwrap(), clone);
+}
+
+/// Nothing has happened after the refusal, and the lease can still publish elsewhere.
+pub fn an_image_that_must_be_new_is_refused_when_it_exists(catalog: &dyn Catalog) {
+    publish(catalog, "a");
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let mut wanted = Publication { image_must_be_new: true, ..publication("a") };
+    assert_eq!(kind(catalog.publish(lease, &wanted)), Kind::Exists);
+    assert_eq!(catalog.versions(&name("a")).unwrap().len(), 1);
+    wanted.image = name("b");
+    assert_eq!(catalog.publish(lease, &wanted).unwrap().id, id("b", 1));
+}
+
+/// A tag is on one version of an image at a time; two images have tags of the same name.
+pub fn tags_move(catalog: &dyn Catalog) {
+    for _ in 0..3 {
+        publish(catalog, "a");
+    }
+    publish(catalog, "b");
+    catalog.set_tag(&id("a", 1), &tag("stable")).unwrap();
+    catalog.set_tag(&id("b", 1), &tag("stable")).unwrap();
+    catalog.set_tag(&id("a", 1), &tag("old")).unwrap();
+    assert_eq!(catalog.version(&reference("a:stable")).unwrap().tags, [tag("old"), tag("stable")]);
+    catalog.set_tag(&id("a", 2), &tag("stable")).unwrap();
+    assert_eq!(catalog.version(&reference("a:stable")).unwrap().id, id("a", 2));
+    assert_eq!(catalog.version(&reference("a@1")).unwrap().tags, [tag("old")]);
+    assert_eq!(catalog.version(&reference("b:stable")).unwrap().id, id("b", 1));
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let tagged = Publication { tag: Some(tag("stable")), ..publication("a") };
+    catalog.publish(lease, &tagged).unwrap();
+    assert_eq!(catalog.version(&reference("a:stable")).unwrap().id, id("a", 4));
+    assert_eq!(kind(catalog.set_tag(&id("a", 9), &tag("x"))), Kind::NotFound);
+    assert_eq!(kind(catalog.version(&reference("a:x"))), Kind::NotFound);
+}
+
+/// Labels belong to the image: every version shows them.
+pub fn labels_are_set_and_taken_away(catalog: &dyn Catalog) {
+    publish(catalog, "a");
+    publish(catalog, "a");
+    let (image, key) = (name("a"), key("os"));
+    for value in ["debian", "Größe \"1\"\n\\", ""] {
+        catalog.set_label(&image, &key, Some(value)).unwrap();
+        for version in catalog.versions(&image).unwrap() {
+            assert_eq!(version.labels, BTreeMap::from([(key.clone(), value.to_string())]));
+        }
+    }
+    catalog.set_label(&image, &key, None).unwrap();
+    catalog.set_label(&image, &key, None).unwrap();
+    assert!(catalog.version(&reference("a")).unwrap().labels.is_empty());
+    assert_eq!(kind(catalog.set_label(&name("b"), &key, Some("x"))), Kind::NotFound);
+}
+
+/// Images come by name; labels must all match, text may occur anywhere, in any case.
+pub fn the_list_is_filtered(catalog: &dyn Catalog) {
+    for image in ["web", "database", "alpine"] {
+        publish(catalog, image);
+    }
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let mut from_disk = publication("web");
+    from_disk.facts.origin = "import Über.qcow2".to_string();
+    catalog.publish(lease, &from_disk).unwrap();
+    publish(catalog, "web");
+    catalog.set_label(&name("web"), &key("os"), Some("Debian")).unwrap();
+    catalog.set_label(&name("web"), &key("tier"), Some("front")).unwrap();
+    catalog.set_label(&name("database"), &key("os"), Some("Debian")).unwrap();
+    catalog.set_tag(&id("alpine", 1), &tag("stable")).unwrap();
+
+    let list = |filter: ImageFilter| -> Vec<String> {
+        catalog.images(&filter).unwrap().iter().map(|image| image.name.to_string()).collect()
+    };
+    assert_eq!(list(ImageFilter::default()), ["alpine", "database", "web"]);
+    let labelled = |labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|(k, v)| (key(k), v.to_string())).collect();
+        list(ImageFilter { labels, search: None })
+    };
+    assert_eq!(labelled(&[("os", "Debian")]), ["database", "web"]);
+    assert_eq!(labelled(&[("os", "Debian"), ("tier", "front")]), ["web"]);
+    assert!(labelled(&[("os", "debian")]).is_empty());
+    let search =
+        |text: &str| list(ImageFilter { labels: Vec::new(), search: Some(text.to_string()) });
+    assert_eq!(search("ATA"), ["database"]);
+    assert_eq!(search("table"), ["alpine"]);
+    assert_eq!(search("debian"), ["database", "web"]);
+    assert_eq!(search("über.QCOW"), ["web"]);
+    assert!(search("%").is_empty() && search("_x").is_empty());
+    let both = ImageFilter {
+        labels: vec![(key("tier"), "front".to_string())],
+        search: Some("debian".to_string()),
+    };
+    assert_eq!(list(both), ["web"]);
+}
+
+/// A version goes with its tags; the last one takes the image and its labels along.
+pub fn what_is_removed_is_gone(catalog: &dyn Catalog) {
+    publish(catalog, "a");
+    publish(catalog, "a");
+    catalog.set_tag(&id("a", 2), &tag("t")).unwrap();
+    catalog.set_label(&name("a"), &key("k"), Some("v")).unwrap();
+    catalog.remove_version(&id("a", 2)).unwrap();
+    assert_eq!(kind(catalog.version(&reference("a:t"))), Kind::NotFound);
+    assert_eq!(kind(catalog.version(&reference("a@2"))), Kind::NotFound);
+    assert_eq!(kind(catalog.remove_version(&id("a", 2))), Kind::NotFound);
+    catalog.remove_version(&id("a", 1)).unwrap();
+    assert_eq!(kind(catalog.versions(&name("a"))), Kind::NotFound);
+    assert_eq!(kind(catalog.remove_image(&name("a"))), Kind::NotFound);
+    assert_eq!(kind(catalog.set_label(&name("a"), &key("k"), Some("v"))), Kind::NotFound);
+    assert!(catalog.images(&ImageFilter::default()).unwrap().is_empty());
+    // A new image of the name has nothing of the old one but its numbers.
+    publish(catalog, "a");
+    let anew = catalog.version(&reference("a")).unwrap();
+    assert!(anew.labels.is_empty() && anew.tags.is_empty());
+}
+
+/// Counts belong to the version.
+pub fn attaches_are_counted(catalog: &dyn Catalog) {
+    publish(catalog, "a");
+    publish(catalog, "a");
+    for _ in 0..3 {
+        catalog.count_attach(&id("a", 1)).unwrap();
+    }
+    let counts: Vec<u64> =
+        catalog.versions(&name("a")).unwrap().iter().map(|version| version.attach_count).collect();
+    assert_eq!(counts, [3, 0]);
+    assert_eq!(kind(catalog.count_attach(&id("a", 3))), Kind::NotFound);
+}
+
+/// Who mistypes is told what there is.
+pub fn hints_tell_near_names(catalog: &dyn Catalog) {
+    let hint = |text: &str| {
+        let error = catalog.version(&reference(text)).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{text}");
+        error.hint_text().expect("a hint").to_string()
+    };
+    assert!(hint("debian").contains("larder import"), "{}", hint("debian"));
+    publish(catalog, "debian");
+    publish(catalog, "debian");
+    publish(catalog, "debian-nginx");
+    catalog.set_tag(&id("debian", 1), &tag("stable")).unwrap();
+    assert!(hint("debain").contains("debian"), "{}", hint("debain"));
+    assert!(hint("nginx").contains("debian-nginx"), "{}", hint("nginx"));
+    assert!(hint("debian:stabel").contains("stable"), "{}", hint("debian:stabel"));
+    assert!(hint("debian@7").contains("1-2"), "{}", hint("debian@7"));
+}
+
+/// An expired lease, an ended one and one that never was are alike.
+pub fn a_dead_lease_makes_stale(catalog: &dyn Catalog) {
+    let expired = catalog.begin_lease(Duration::ZERO).unwrap();
+    let published = catalog.begin_lease(LONG).unwrap();
+    catalog.publish(published, &publication("a")).unwrap();
+    let abandoned = catalog.begin_lease(LONG).unwrap();
+    assert!(catalog.abandon_lease(abandoned).unwrap().is_empty());
+    for lease in [expired, published, abandoned, LeaseId(i64::MAX), LeaseId(-1)] {
+        assert_eq!(kind(catalog.publish(lease, &publication("a"))), Kind::Stale, "{lease:?}");
+        assert_eq!(kind(catalog.renew_lease(lease, LONG)), Kind::Stale, "{lease:?}");
+        assert_eq!(kind(catalog.add_pack(lease, &pack(1))), Kind::Stale, "{lease:?}");
+        assert!(catalog.abandon_lease(lease).unwrap().is_empty());
+    }
+    assert_eq!(catalog.versions(&name("a")).unwrap().len(), 1);
+    assert!(catalog.packs().unwrap().is_empty());
+    let renewed = catalog.begin_lease(LONG).unwrap();
+    catalog.renew_lease(renewed, Duration::ZERO).unwrap();
+    assert_eq!(kind(catalog.renew_lease(renewed, LONG)), Kind::Stale);
+    let mut leases = vec![expired, published, abandoned, renewed];
+    leases.dedup();
+    assert!(leases.is_sorted() && leases.len() == 4, "never reused: {leases:?}");
+}
+
+/// The lease, the image and the other packs are as before.
+pub fn a_missing_pack_makes_stale_and_nothing_happens(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let own = catalog.add_pack(lease, &pack(1)).unwrap();
+    for missing in [PackId(own.0 + 1), PackId(-1), PackId(i64::MIN), PackId(i64::MAX)] {
+        let wanted = Publication { packs: vec![own, missing], ..publication("a") };
+        assert_eq!(kind(catalog.publish(lease, &wanted)), Kind::Stale, "{missing:?}");
+    }
+    assert_eq!(kind(catalog.version(&reference("a"))), Kind::NotFound);
+    let wanted = Publication { packs: vec![own, own], ..publication("a") };
+    assert_eq!(catalog.publish(lease, &wanted).unwrap().id, id("a", 1));
+}
+
+/// Entries and hooks go with their pack; the name may come again, the number may not.
+pub fn abandoned_packs_are_gone(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let kept = catalog.add_pack(lease, &pack(1)).unwrap();
+    catalog.publish(lease, &publication("a")).unwrap();
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let (second, third) = (pack(2), pack(3));
+    catalog.add_pack(lease, &second).unwrap();
+    let last = catalog.add_pack(lease, &third).unwrap();
+    let mut names = catalog.abandon_lease(lease).unwrap();
+    names.sort();
+    assert_eq!(names, [second.name.clone(), third.name.clone()]);
+    assert!(catalog.abandon_lease(lease).unwrap().is_empty());
+    let packs: Vec<PackId> = catalog.packs().unwrap().iter().map(|pack| pack.id).collect();
+    assert_eq!(packs, [kept]);
+    let realm = Realm::default_realm();
+    for gone in [&second, &third] {
+        assert_eq!(catalog.locate(&realm, &digests(gone)).unwrap(), vec![None; gone.entries.len()]);
+        assert!(catalog.packs_with_hooks(&realm, &gone.hooks, 9).unwrap().is_empty());
+    }
+    assert!(catalog.locate(&realm, &digests(&pack(1))).unwrap().iter().all(Option::is_some));
+    let lease = catalog.begin_lease(LONG).unwrap();
+    assert!(catalog.add_pack(lease, &third).unwrap() > last);
+}
+
+/// While another writer is at work, nothing that it may refer to is taken away.
+pub fn abandon_spares_what_others_may_use(catalog: &dyn Catalog) {
+    let first = catalog.begin_lease(LONG).unwrap();
+    let other = catalog.begin_lease(LONG).unwrap();
+    let id = catalog.add_pack(first, &pack(1)).unwrap();
+    assert!(catalog.abandon_lease(first).unwrap().is_empty());
+    assert_eq!(catalog.pack(id).unwrap().name, pack(1).name);
+    let wanted = Publication { packs: vec![id], ..publication("a") };
+    catalog.publish(other, &wanted).unwrap();
+    assert!(catalog.abandon_lease(first).unwrap().is_empty());
+    assert!(catalog.pack(id).is_ok());
+    // What has expired spares nothing.
+    catalog.begin_lease(Duration::ZERO).unwrap();
+    let third = catalog.begin_lease(LONG).unwrap();
+    catalog.add_pack(third, &pack(2)).unwrap();
+    assert_eq!(catalog.abandon_lease(third).unwrap(), [pack(2).name]);
+}
+
+/// A pack that a version of another refers to is no longer its putter's.
+pub fn abandon_spares_what_was_adopted(catalog: &dyn Catalog) {
+    let first = catalog.begin_lease(LONG).unwrap();
+    let (used, unused) = (pack(1), pack(2));
+    let id = catalog.add_pack(first, &used).unwrap();
+    catalog.add_pack(first, &unused).unwrap();
+    let other = catalog.begin_lease(LONG).unwrap();
+    catalog.publish(other, &Publication { packs: vec![id], ..publication("a") }).unwrap();
+    assert_eq!(catalog.abandon_lease(first).unwrap(), [unused.name]);
+    assert_eq!(catalog.pack(id).unwrap().name, used.name);
+    let found = catalog.locate(&Realm::default_realm(), &digests(&used)).unwrap();
+    assert!(found.iter().all(Option::is_some));
+}
+
+/// Known entries stay where they are; lookups come in the order asked, repetitions included.
+pub fn entries_keep_their_first_place(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let (first, mut second) = (pack(1), pack(2));
+    let first_id = catalog.add_pack(lease, &first).unwrap();
+    second.entries[0].digest = first.entries[0].digest;
+    let second_id = catalog.add_pack(lease, &second).unwrap();
+    let asked = [
+        second.entries[1].digest,
+        [0xee; DIGEST_LEN],
+        first.entries[0].digest,
+        second.entries[1].digest,
+    ];
+    let found = catalog.locate(&Realm::default_realm(), &asked).unwrap();
+    assert!(found[1].is_none());
+    for (index, pack, id, entry) in [
+        (0, &second, second_id, second.entries[1]),
+        (2, &first, first_id, first.entries[0]),
+        (3, &second, second_id, second.entries[1]),
+    ] {
+        let place = found[index].as_ref().expect("known");
+        assert_eq!((place.pack, &place.pack_name, place.entry), (id, &pack.name, entry));
+    }
+    assert!(catalog.locate(&Realm::default_realm(), &[]).unwrap().is_empty());
+    assert_eq!(kind(catalog.add_pack(lease, &first)), Kind::Exists);
+    let nameless = NewPack { name: "x".to_string(), ..pack(3) };
+    assert_eq!(kind(catalog.add_pack(lease, &nameless)), Kind::Invalid);
+    let empty = NewPack { entries: Vec::new(), hooks: Vec::new(), ..pack(4) };
+    catalog.add_pack(lease, &empty).unwrap();
+}
+
+/// Each pack once, newest first, and for each hook no more than asked.
+pub fn hooks_lead_to_the_newest_packs(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let (common, high) = (Hook(0x40), Hook(u64::MAX));
+    let ids: Vec<PackId> = (1..=5)
+        .map(|number| {
+            let rare = Hook(0x80 * u64::from(number));
+            let hooks = if number == 1 { vec![common, rare, high] } else { vec![rare, common] };
+            catalog.add_pack(lease, &NewPack { hooks, ..pack(number) }).unwrap()
+        })
+        .collect();
+    assert!(ids.is_sorted());
+    let realm = Realm::default_realm();
+    let ask = |hooks: &[Hook], max| catalog.packs_with_hooks(&realm, hooks, max).unwrap();
+    assert_eq!(ask(&[common], 3), [ids[4], ids[3], ids[2]]);
+    assert_eq!(ask(&[common, high], 2), [ids[4], ids[3], ids[0]]);
+    assert_eq!(ask(&[Hook(0x100), Hook(0x200), Hook(0x100)], 9), [ids[3], ids[1]]);
+    assert_eq!(ask(&[common], usize::MAX).len(), 5);
+    assert!(
+        ask(&[common], 0).is_empty() && ask(&[Hook(0)], 9).is_empty() && ask(&[], 9).is_empty()
+    );
+}
+
+/// The same digests and hooks lead to each realm's own packs.
+pub fn nothing_crosses_realms(catalog: &dyn Catalog) {
+    let realms = ["", "team-a", "team-b"].map(|prefix| Realm::new(prefix).expect("well-formed"));
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let shared = pack(1);
+    let ids = [1, 2].map(|index| {
+        let own = NewPack {
+            name: pack(index).name,
+            realm: realms[usize::from(index)].clone(),
+            ..pack(1)
+        };
+        catalog.add_pack(lease, &own).unwrap()
+    });
+    for (realm, expected) in realms.iter().zip([None, Some(ids[0]), Some(ids[1])]) {
+        let found = catalog.locate(realm, &digests(&shared)).unwrap();
+        let packs: Vec<_> = found.iter().map(|place| place.as_ref().map(|p| p.pack)).collect();
+        assert_eq!(packs, vec![expected; shared.entries.len()], "{realm:?}");
+        let hooked = catalog.packs_with_hooks(realm, &shared.hooks, 9).unwrap();
+        assert_eq!(hooked, Vec::from_iter(expected), "{realm:?}");
+    }
+}
+
+/// Packs are listed by number with what is known of them.
+pub fn packs_are_found_by_number(catalog: &dyn Catalog) {
+    assert_eq!(kind(catalog.pack(PackId(1))), Kind::NotFound);
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let ids = [1, 2].map(|number| catalog.add_pack(lease, &pack(number)).unwrap());
+    let packs = catalog.packs().unwrap();
+    assert_eq!(packs.iter().map(|pack| pack.id).collect::<Vec<_>>(), ids);
+    for (record, number) in packs.iter().zip([1, 2]) {
+        assert_eq!(
+            (&record.name, record.stored_len),
+            (&pack(number).name, pack(number).stored_len)
+        );
+        assert_eq!(&catalog.pack(record.id).unwrap(), record);
+    }
+}
+
+/// Counts and sums follow what is published, added, removed.
+pub fn statistics_add_up(catalog: &dyn Catalog) {
+    assert_eq!(catalog.statistics().unwrap(), CatalogStatistics::default());
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let packs = [pack(1), pack(2)];
+    for pack in &packs {
+        catalog.add_pack(lease, pack).unwrap();
+    }
+    catalog.publish(lease, &publication("a")).unwrap();
+    publish(catalog, "a");
+    publish(catalog, "b");
+    let one = publication("a").facts;
+    let sum = |of: fn(&NewPack) -> u64| packs.iter().map(of).sum::<u64>();
+    let mut expected = CatalogStatistics {
+        image_count: 2,
+        version_count: 3,
+        logical_len: 3 * one.length,
+        data_len: 3 * one.data_len,
+        unique_len: sum(|pack| pack.data_len),
+        unique_stored_len: sum(|pack| pack.data_stored_len),
+        pack_count: 2,
+        pack_len: sum(|pack| pack.stored_len),
+        entry_count: sum(|pack| pack.entries.len() as u64),
+        hook_count: sum(|pack| pack.hooks.len() as u64),
+    };
+    assert_eq!(catalog.statistics().unwrap(), expected);
+    catalog.remove_image(&name("b")).unwrap();
+    expected.image_count = 1;
+    expected.version_count = 2;
+    expected.logical_len = 2 * one.length;
+    expected.data_len = 2 * one.data_len;
+    assert_eq!(catalog.statistics().unwrap(), expected);
+}
+
+/// A small pack of its own name, digests and hooks.
+pub fn pack(number: u8) -> NewPack {
+    let entry = |index: u8| EntryRecord {
+        digest: [number.wrapping_mul(16).wrapping_add(index); DIGEST_LEN],
+        offset: (1 << 40) + u64::from(index) * 100,
+        stored_len: 100 + u32::from(index),
+        plain_len: u32::MAX - u32::from(index),
+        encoding: u8::MAX,
+        kind: index,
+    };
+    NewPack {
+        name: format!("{:032x}", u128::from(number) << 120 | u128::from(number)),
+        realm: Realm::default_realm(),
+        stored_len: 1000 + u64::from(number),
+        data_len: 4000,
+        data_stored_len: 900,
+        entries: (0..3).map(entry).collect(),
+        hooks: [1, 2].map(|index| Hook(u64::from(number) << 32 | index << 6)).to_vec(),
+    }
+}
+
+/// A small version for an image that may exist.
+pub fn publication(image: &str) -> Publication {
+    Publication {
+        image: name(image),
+        facts: VersionFacts {
+            kind: VersionKind::Disk,
+            length: 1 << 30,
+            data_len: 1 << 20,
+            content: ContentDigest([1; DIGEST_LEN]),
+            layout: LayoutDigest([2; DIGEST_LEN]),
+            parent: None,
+            origin: "import disk.raw".to_string(),
+        },
+        packs: Vec::new(),
+        tag: None,
+        image_must_be_new: false,
+    }
+}
+
+fn publish(catalog: &dyn Catalog, image: &str) -> VersionId {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    catalog.publish(lease, &publication(image)).unwrap().id
+}
+
+fn digests(pack: &NewPack) -> Vec<EntryDigest> {
+    pack.entries.iter().map(|entry| entry.digest).collect()
+}
+
+fn kind<T>(result: model::Result<T>) -> Kind {
+    result.err().expect("an error").kind()
+}
+
+fn reference(text: &str) -> Reference {
+    text.parse().expect("well-formed")
+}
+
+fn name(text: &str) -> ImageName {
+    ImageName::new(text).expect("well-formed")
+}
+
+fn tag(text: &str) -> TagName {
+    TagName::new(text).expect("well-formed")
+}
+
+fn key(text: &str) -> LabelKey {
+    LabelKey::new(text).expect("well-formed")
+}
+
+fn id(image: &str, version: u64) -> VersionId {
+    VersionId { image: name(image), version: VersionNumber::new(version).expect("not 0") }
+}

@@ -1,5 +1,6 @@
 //! What time it is.
 
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A point in time: microseconds since 1970-01-01 UTC.
@@ -62,6 +63,46 @@ impl Clock for SystemClock {
     fn monotonic(&self) -> Duration {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+    }
+}
+
+/// A clock that tests set: it stands still until told otherwise. Starts at 2026-01-01.
+#[derive(Debug)]
+pub struct ManualClock {
+    now: AtomicI64,
+    elapsed_micros: AtomicU64,
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        ManualClock {
+            now: AtomicI64::new(1_767_225_600_000_000),
+            elapsed_micros: AtomicU64::new(0),
+        }
+    }
+}
+
+impl ManualClock {
+    /// Lets time pass, for both readings.
+    pub fn advance(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.elapsed_micros.fetch_add(micros, Ordering::SeqCst);
+        self.set(self.now().plus(duration));
+    }
+
+    /// Sets the time of day alone, also back.
+    pub fn set(&self, now: Timestamp) {
+        self.now.store(now.0, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.now.load(Ordering::SeqCst))
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_micros(self.elapsed_micros.load(Ordering::SeqCst))
     }
 }
 

@@ -16,7 +16,7 @@ pub mod file_system;
 pub mod real;
 pub mod simulated;
 
-pub use clock::{Clock, SystemClock, Timestamp};
+pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use entropy::{Entropy, SystemEntropy};
 pub use file_system::{File, FileSystem, OpenMode};
 pub use real::RealFileSystem;

@@ -88,6 +88,23 @@ impl Realm {
         Realm::default()
     }
 
+    /// The realm of the images whose names start with a prefix; the default realm where it is empty.
+    ///
+    /// # Errors
+    /// `Invalid` where the prefix is no well-formed image name.
+    pub fn new(prefix: &str) -> Result<Self> {
+        if prefix.is_empty() {
+            return Ok(Realm::default());
+        }
+        match check_image(prefix) {
+            Ok(()) => Ok(Realm(prefix.to_string())),
+            Err(rule) => {
+                let error = Error::new(Kind::Invalid, "use the realm", format!("`{prefix}`"));
+                Err(error.because(rule).hint(RULES))
+            }
+        }
+    }
+
     /// The realm's prefix; empty for the default realm.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -128,6 +145,13 @@ fn check_component(text: &str) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_realm_is_a_name_or_nothing() {
+        assert_eq!(Realm::new("").unwrap(), Realm::default_realm());
+        assert_eq!(Realm::new("team/a").unwrap().as_str(), "team/a");
+        assert!(Realm::new("Team").is_err());
+    }
 
     #[test]
     fn well_formed_names_are_taken_and_others_refused() {
