@@ -464,7 +464,9 @@ pub fn packs_are_found_by_number(catalog: &dyn Catalog) {
 
 /// Counts and sums follow what is published, added, removed.
 pub fn statistics_add_up(catalog: &dyn Catalog) {
-    assert_eq!(catalog.statistics().unwrap(), CatalogStatistics::default());
+    // What the catalog itself takes is the engine's affair.
+    let counted = || CatalogStatistics { catalog_len: 0, ..catalog.statistics().unwrap() };
+    assert_eq!(counted(), CatalogStatistics::default());
     let lease = catalog.begin_lease(LONG).unwrap();
     let packs = [pack(1), pack(2)];
     for pack in &packs {
@@ -486,14 +488,15 @@ pub fn statistics_add_up(catalog: &dyn Catalog) {
         pack_len: sum(|pack| pack.stored_len),
         entry_count: sum(|pack| pack.entries.len() as u64),
         hook_count: sum(|pack| pack.hooks.len() as u64),
+        catalog_len: 0,
     };
-    assert_eq!(catalog.statistics().unwrap(), expected);
+    assert_eq!(counted(), expected);
     catalog.remove_image(&name("b")).unwrap();
     expected.image_count = 1;
     expected.version_count = 2;
     expected.logical_len = 2 * one.length;
     expected.data_len = 2 * one.data_len;
-    assert_eq!(catalog.statistics().unwrap(), expected);
+    assert_eq!(counted(), expected);
 }
 
 /// A small pack of its own name, digests and hooks.

@@ -17,6 +17,6 @@ pub mod real;
 pub mod simulated;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
-pub use entropy::{Entropy, SystemEntropy};
+pub use entropy::{Entropy, SeededEntropy, SystemEntropy};
 pub use file_system::{File, FileSystem, OpenMode};
 pub use real::RealFileSystem;

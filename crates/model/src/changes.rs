@@ -12,6 +12,9 @@ pub struct ChangedBlocks {
 }
 
 /// What changed upon a parent version. Sealed: asked twice, it answers the same.
+///
+/// Blocks are compared padded with zeros: where the disk became shorter and ends inside a block,
+/// that block has changed.
 pub trait Changes: Sync {
     /// Length in bytes of the disk after the changes.
     fn length(&self) -> u64;

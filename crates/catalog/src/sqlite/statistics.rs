@@ -22,7 +22,9 @@ pub(super) async fn statistics(
                         coalesce(sum(stored_len), 0) AS pack_len,
                         coalesce(sum(entry_count), 0) AS entry_count,
                         coalesce(sum(hook_count), 0) AS hook_count
-                   FROM pack)",
+                   FROM pack),
+                (SELECT page_count * page_size AS catalog_len
+                   FROM pragma_page_count, pragma_page_size)",
     )
     .fetch_one(connection)
     .await?;
@@ -37,5 +39,6 @@ pub(super) async fn statistics(
         pack_len: row.try_get("pack_len")?,
         entry_count: row.try_get("entry_count")?,
         hook_count: row.try_get("hook_count")?,
+        catalog_len: row.try_get("catalog_len")?,
     })
 }
