@@ -18,7 +18,10 @@ impl Chunk {
     /// `Corrupt` where the bytes are not those that the digest names: fetch another copy.
     pub fn verify(digest: ChunkDigest, bytes: Vec<u8>) -> Result<Self> {
         let blocks: Vec<BlockDigest> = bytes.chunks(BLOCK_LEN).map(BlockDigest::of).collect();
-        if bytes.is_empty() || bytes.len() % BLOCK_LEN != 0 || ChunkDigest::of(&blocks) != digest {
+        if bytes.is_empty()
+            || !bytes.len().is_multiple_of(BLOCK_LEN)
+            || ChunkDigest::of(&blocks) != digest
+        {
             return Err(Error::new(Kind::Corrupt, "verify the chunk", digest.to_string())
                 .because("its bytes have another digest"));
         }
