@@ -5,6 +5,7 @@
 //! | [`pack_store`] | the trait of engines that keep packs; its contract suite |
 //! | [`directory`] | packs as files in a folder, durable before they are visible |
 //! | [`memory`] | packs in memory, for tests |
+//! | [`memory_chunks`] | versions in memory, for tests |
 //! | [`chunk_store`] | the trait that mirrors and exports read from: verified chunks, maps, manifests |
 //! | [`chunk`] | a chunk that was digested on the way in |
 //!
@@ -14,10 +15,12 @@ pub mod chunk;
 pub mod chunk_store;
 pub mod directory;
 pub mod memory;
+pub mod memory_chunks;
 pub mod pack_store;
 
 pub use chunk::Chunk;
 pub use chunk_store::ChunkStore;
 pub use directory::DirectoryPackStore;
 pub use memory::MemoryPackStore;
+pub use memory_chunks::MemoryChunkStore;
 pub use pack_store::{PackName, PackStore};
