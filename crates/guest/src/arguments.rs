@@ -1,0 +1,243 @@
+//! From a configuration to QEMU's command line, without I/O.
+//!
+//! **Invariants**
+//! - Every format is named: QEMU never guesses one from bytes that a guest wrote.
+//! - QEMU adds no device that is not here (`-nodefaults`), so a guest sees the same machine whatever
+//!   the host's settings.
+//! - A path reaches QEMU inside JSON or with its commas doubled, so it cannot become an option.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use model::{Error, Kind, Result};
+use serde_json::{Value, json};
+
+use crate::accelerator::Accelerator;
+use crate::config::{Console, Drive, GuestConfig, Network};
+
+/// For how long a guest's requests wait for an NBD server that went away, in seconds.
+const RECONNECT_SECONDS: u32 = 300;
+
+/// The descriptors that QEMU inherits: its ends of socket pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InheritedSockets {
+    /// The control channel.
+    pub qmp: RawFd,
+    /// The console, where a program reads it.
+    pub console: Option<RawFd>,
+}
+
+/// Plans QEMU's arguments for a guest.
+///
+/// # Errors
+/// `Invalid`: no memory, no processor, a path that is not UTF-8; fix the configuration.
+pub fn plan(
+    config: &GuestConfig,
+    accelerator: Accelerator,
+    sockets: InheritedSockets,
+) -> Result<Vec<OsString>> {
+    if config.memory_mib == 0 || config.cpus == 0 {
+        return Err(Error::new(Kind::Invalid, "start", "the guest")
+            .because("a guest has at least 1 MiB of memory and one CPU"));
+    }
+    let mut line = Line::default();
+    line.flag("-nodefaults");
+    line.flag("-no-user-config");
+    line.option("-display", "none");
+    line.option("-machine", "pc,hpet=off");
+    line.option("-m", format!("{}M", config.memory_mib));
+    line.option("-smp", config.cpus.to_string());
+    match accelerator {
+        Accelerator::Kvm => {
+            line.option("-accel", "kvm");
+            line.option("-cpu", "host");
+        }
+        Accelerator::Tcg => {
+            line.option("-accel", "tcg,thread=multi");
+            line.option("-cpu", "max");
+        }
+    }
+    // A guest that reboots starts over from its disk: in a throw-away guest that would hide a crash.
+    line.flag("-no-reboot");
+    line.option("-device", "virtio-rng-pci");
+    for (index, drive) in config.drives.iter().enumerate() {
+        line.drive(index, drive)?;
+    }
+    match config.network {
+        Network::None => line.option("-nic", "none"),
+        Network::User => line.option("-nic", "user,model=virtio-net-pci,romfile="),
+    }
+    line.option("-chardev", format!("socket,id=qmp,fd={}", sockets.qmp));
+    line.option("-mon", "chardev=qmp,mode=control");
+    line.console(&config.console, sockets.console)?;
+    line.arguments.extend(config.extra_arguments.iter().cloned());
+    Ok(line.arguments)
+}
+
+/// A command line that grows.
+#[derive(Default)]
+struct Line {
+    arguments: Vec<OsString>,
+}
+
+impl Line {
+    fn flag(&mut self, name: &str) {
+        self.arguments.push(name.into());
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<OsString>) {
+        self.arguments.push(name.into());
+        self.arguments.push(value.into());
+    }
+
+    fn drive(&mut self, index: usize, drive: &Drive) -> Result<()> {
+        let name = format!("drive{index}");
+        let node = match drive {
+            Drive::NbdUnix { socket, export, read_only } => json!({
+                "driver": "nbd",
+                "node-name": name,
+                "server": { "type": "unix", "path": text(socket)? },
+                "export": export,
+                "read-only": read_only,
+                "discard": "unmap",
+                "detect-zeroes": "off",
+                "reconnect-delay": RECONNECT_SECONDS,
+            }),
+            Drive::File { path, read_only } => json!({
+                "driver": "raw",
+                "node-name": name,
+                "read-only": read_only,
+                "discard": "unmap",
+                "detect-zeroes": "off",
+                "file": file_node("file", path, *read_only)?,
+            }),
+            Drive::BlockDevice { path, read_only } => json!({
+                "driver": "raw",
+                "node-name": name,
+                "read-only": read_only,
+                "discard": "unmap",
+                "detect-zeroes": "off",
+                "file": file_node("host_device", path, *read_only)?,
+            }),
+        };
+        self.option("-blockdev", node.to_string());
+        self.option(
+            "-device",
+            format!(
+                "virtio-blk-pci,drive={name},bootindex={index},logical_block_size=512,\
+                 physical_block_size=4096,discard=on,write-zeroes=on"
+            ),
+        );
+        Ok(())
+    }
+
+    fn console(&mut self, console: &Console, inherited: Option<RawFd>) -> Result<()> {
+        match console {
+            Console::Terminal => {
+                self.option("-chardev", "stdio,id=console,mux=on,signal=off");
+                self.option("-mon", "chardev=console,mode=readline");
+            }
+            Console::Scripted => {
+                let fd = inherited.ok_or_else(|| {
+                    Error::new(Kind::Bug, "start", "the guest").because("no socket for its console")
+                })?;
+                self.option("-chardev", format!("socket,id=console,fd={fd}"));
+            }
+            Console::Socket(path) => {
+                let path = text(path)?.replace(',', ",,");
+                let value = format!("socket,id=console,path={path},server=on,wait=off");
+                self.option("-chardev", value);
+            }
+            Console::None => self.option("-chardev", "null,id=console"),
+        }
+        self.option("-serial", "chardev:console");
+        Ok(())
+    }
+}
+
+/// The node under a raw one: `driver` is QEMU's word for where the bytes are.
+fn file_node(driver: &str, path: &Path, read_only: bool) -> Result<Value> {
+    Ok(json!({
+        "driver": driver,
+        "filename": text(path)?,
+        "read-only": read_only,
+        "discard": "unmap",
+    }))
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Error::new(Kind::Invalid, "start a guest from", path.display().to_string())
+            .because("QEMU takes only paths that are UTF-8")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::PathBuf;
+
+    const SOCKETS: InheritedSockets = InheritedSockets { qmp: 7, console: Some(8) };
+
+    fn planned(config: &GuestConfig) -> Vec<String> {
+        let arguments = plan(config, Accelerator::Tcg, SOCKETS).unwrap();
+        arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+    }
+
+    /// The values of one option.
+    fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
+        arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn a_drive_names_its_format_and_passes_trim_on() {
+        let nbd = Drive::NbdUnix {
+            socket: PathBuf::from("/run/a,b.sock"),
+            export: "debian".into(),
+            read_only: false,
+        };
+        let file = Drive::File { path: PathBuf::from("/tmp/\"x\".raw"), read_only: true };
+        let arguments = planned(&GuestConfig::new(vec![nbd, file], Console::None));
+        let nodes: Vec<Value> = values(&arguments, "-blockdev")
+            .into_iter()
+            .map(|node| serde_json::from_str(node).unwrap())
+            .collect();
+        assert_eq!(nodes[0]["server"]["path"], "/run/a,b.sock");
+        assert_eq!(nodes[0]["export"], "debian");
+        assert_eq!(nodes[1]["driver"], "raw");
+        assert_eq!(nodes[1]["file"]["filename"], "/tmp/\"x\".raw");
+        assert_eq!(nodes[1]["read-only"], true);
+        assert!(nodes.iter().all(|node| node["discard"] == "unmap"));
+        let devices = values(&arguments, "-device");
+        assert!(devices.iter().any(|device| device.contains("drive=drive0,bootindex=0")));
+        assert!(devices.iter().any(|device| device.contains("drive=drive1,bootindex=1")));
+    }
+
+    #[test]
+    fn a_comma_in_a_socket_path_does_not_become_an_option() {
+        let config = GuestConfig::new(vec![], Console::Socket(PathBuf::from("/tmp/a,server=off")));
+        let arguments = planned(&config);
+        let console = "socket,id=console,path=/tmp/a,,server=off,server=on,wait=off";
+        assert!(values(&arguments, "-chardev").contains(&console));
+    }
+
+    #[test]
+    fn extra_arguments_come_last() {
+        let mut config = GuestConfig::new(vec![], Console::Scripted);
+        config.extra_arguments = vec!["-name".into(), "x".into()];
+        assert!(planned(&config).ends_with(&["-name".to_string(), "x".to_string()]));
+    }
+
+    #[test]
+    fn a_guest_without_memory_or_with_an_unspeakable_path_is_invalid() {
+        let mut config = GuestConfig::new(vec![], Console::None);
+        config.memory_mib = 0;
+        assert_eq!(plan(&config, Accelerator::Tcg, SOCKETS).unwrap_err().kind(), Kind::Invalid);
+        let path = PathBuf::from(OsStr::from_bytes(b"/tmp/\xff"));
+        let config = GuestConfig::new(vec![Drive::File { path, read_only: false }], Console::None);
+        assert_eq!(plan(&config, Accelerator::Tcg, SOCKETS).unwrap_err().kind(), Kind::Invalid);
+    }
+}

@@ -1,0 +1,102 @@
+//! What a guest is made of.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::accelerator::Accelerator;
+
+/// The program that runs guests.
+pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";
+
+/// A disk of a guest. The guest sees a virtio disk with logical sectors of 512 bytes and physical
+/// ones of 4096, and its TRIM reaches the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// An export of an NBD server at a Unix socket. When the server goes away, the guest's requests
+    /// wait for it up to five minutes, then fail.
+    NbdUnix {
+        /// Where the server listens.
+        socket: PathBuf,
+        /// The name of the export, often empty.
+        export: String,
+        /// Whether writes are refused.
+        read_only: bool,
+    },
+    /// A raw file: a plain one, or one in a FUSE mount. The format is never guessed.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Whether writes are refused.
+        read_only: bool,
+    },
+    /// A block device of the host, its bytes taken as they are.
+    BlockDevice {
+        /// The device.
+        path: PathBuf,
+        /// Whether writes are refused.
+        read_only: bool,
+    },
+}
+
+/// Where a guest's serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// This process's terminal (standard input and output), with QEMU's monitor behind `Ctrl-A c`
+    /// and its end behind `Ctrl-A x`. `Ctrl-C` goes to the guest.
+    Terminal,
+    /// A [`ScriptedConsole`](crate::ScriptedConsole) in this process.
+    Scripted,
+    /// A Unix socket on which QEMU listens; what the guest says while nobody listens is lost.
+    Socket(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+/// What a guest reaches by network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Nothing: no network card.
+    None,
+    /// The host's network through QEMU's own translation; nobody reaches the guest.
+    User,
+}
+
+/// What a guest is made of. [`GuestConfig::new`] gives one that boots a Debian.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// Processors.
+    pub cpus: u32,
+    /// Which accelerator; none: [`pick_accelerator`](crate::pick_accelerator) decides.
+    pub accelerator: Option<Accelerator>,
+    /// The disks; the firmware boots the first.
+    pub drives: Vec<Drive>,
+    /// The serial console.
+    pub console: Console,
+    /// The network.
+    pub network: Network,
+    /// Whether the guest lives on when this process ends. Otherwise the kernel kills it then.
+    pub outlives_parent: bool,
+    /// QEMU: a path, or a name looked up in `PATH`.
+    pub program: PathBuf,
+    /// Arguments for QEMU after all others.
+    pub extra_arguments: Vec<OsString>,
+}
+
+impl GuestConfig {
+    /// A guest of 512 MiB and one processor with these disks and a console.
+    pub fn new(drives: Vec<Drive>, console: Console) -> Self {
+        GuestConfig {
+            memory_mib: 512,
+            cpus: 1,
+            accelerator: None,
+            drives,
+            console,
+            network: Network::None,
+            outlives_parent: false,
+            program: PathBuf::from(QEMU_PROGRAM),
+            extra_arguments: Vec::new(),
+        }
+    }
+}
