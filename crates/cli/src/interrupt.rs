@@ -46,8 +46,8 @@ impl Waiter {
         move || handle.close()
     }
 
-    /// Waits.
-    pub fn wait(&mut self) {
-        self.0.forever().next();
+    /// Waits. True where a signal came.
+    pub fn wait(&mut self) -> bool {
+        self.0.forever().next().is_some()
     }
 }

@@ -1,9 +1,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use attach::nbd::Address;
 use env::{Entropy, SystemEntropy};
-use guest::{Accelerator, Console, Drive, Guest, GuestConfig};
+use guest::{Accelerator, Console, Drive, Guest, GuestConfig, Network};
 use host::{AttachRequest, DoorOptions, Owner};
 use model::{Error, Kind, MirrorName, Reference, Result};
 
@@ -31,7 +32,7 @@ pub struct Run {
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=256))]
     cpus: u32,
     /// kvm or tcg; found out when not given.
-    #[arg(long)]
+    #[arg(long, value_name = "ACCELERATOR", value_parser = parse_accelerator)]
     accel: Option<Accelerator>,
     /// More arguments for QEMU.
     #[arg(last = true, value_name = "QEMU ARGS")]
@@ -45,7 +46,7 @@ impl Run {
             Some(name) => name,
             None => MirrorName::new(&format!("run-{}", &SystemEntropy.name()[..8]))?,
         };
-        let memory_mib = u32::try_from(self.memory.0 >> 20).unwrap_or(u32::MAX);
+        let memory_mib = self.memory.0 >> 20;
         if memory_mib == 0 {
             return Err(Error::new(Kind::Invalid, "run", self.reference.to_string())
                 .because("a guest needs at least 1 MiB of memory"));
@@ -64,18 +65,19 @@ impl Run {
                 },
             },
         )?;
-        // Signals from the terminal go to QEMU as well; here they only must not end larder first.
-        let waiter = Waiter::new()?;
-        let ended = Guest::start(&GuestConfig {
+        let drive = Drive::NbdUnix {
+            socket: socket.path(),
+            export: mirror.to_string(),
+            read_only: false,
+        };
+        let ended = run_guest(&GuestConfig {
             memory_mib,
             cpus: self.cpus,
             accelerator: self.accel,
-            drives: vec![Drive::NbdUnix { socket: socket.path(), export: mirror.to_string() }],
-            console: Console::Terminal,
-            extra_args: self.qemu,
-        })
-        .and_then(|guest| guest.wait());
-        drop(waiter);
+            network: Network::User,
+            extra_arguments: self.qemu,
+            ..GuestConfig::new(vec![drive], Console::Terminal)
+        });
         let stopped = owner.stop(!is_kept);
         let status = ended?;
         stopped?;
@@ -85,6 +87,31 @@ impl Run {
                 .because(format!("QEMU ended with {status}"))),
         }
     }
+}
+
+/// Runs a guest until it ends; a signal to this process ends it.
+fn run_guest(config: &GuestConfig) -> Result<ExitStatus> {
+    let mut waiter = Waiter::new()?;
+    let wake = waiter.waker();
+    let guest = Guest::start(config)?;
+    let status = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if waiter.wait() {
+                guest.kill();
+            }
+        });
+        let status = guest.wait(None);
+        wake();
+        status
+    });
+    status.ok_or_else(|| Error::new(Kind::Bug, "run", "the guest").because("QEMU never ended"))
+}
+
+fn parse_accelerator(word: &str) -> Result<Accelerator> {
+    Accelerator::parse(word).ok_or_else(|| {
+        Error::new(Kind::Invalid, "use the accelerator", format!("`{word}`"))
+            .because("it is neither `kvm` nor `tcg`")
+    })
 }
 
 /// A private folder for the socket between larder and QEMU; gone when dropped.
