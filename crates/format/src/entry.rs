@@ -1,145 +1,234 @@
-//! How one entry of a pack is stored: plain, or as one zstd frame.
+//! How one entry is stored in a pack: its kind, its encoding, its limits.
+//!
+//! **Invariants**: an entry is stored compressed only where that saves at least one byte in 32; the
+//! plain length is written beside it, and decompression gives exactly that many bytes or an error.
+//!
+//! **Failure**: a lying peer can name any plain length up to [`PLAIN_LEN_MAX`] and costs at most
+//! that much memory. Whether the bytes are the right ones only their digest tells.
 
 use std::cell::RefCell;
 
-use crate::error::FormatError;
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe;
 
-/// The longest entry, unpacked: 4 MiB. Chunks are at most 1 MiB, maps and leaves far less.
+use crate::FormatError;
+
+/// The most plain bytes of any entry: 4 MiB.
 pub const PLAIN_LEN_MAX: usize = 4 << 20;
 
-/// What an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The most plain bytes of a chunk: 1 MiB.
+pub const CHUNK_LEN_MAX: usize = model::map::CHUNK_BLOCKS_MAX as usize * model::BLOCK_LEN;
+
+const WHAT: &str = "pack entry";
+
+/// What an entry holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum EntryKind {
-    /// Blocks.
+    /// Blocks, named by their chunk digest.
     Chunk = 1,
-    /// The map of a segment.
+    /// A segment map, named by its map digest.
     SegmentMap = 2,
-    /// A leaf of a manifest.
+    /// A leaf of a manifest, named by the BLAKE3 of its bytes.
     ManifestLeaf = 3,
-    /// The root of a manifest.
+    /// The root of a manifest, named by its layout digest.
     Manifest = 4,
 }
 
-/// How an entry is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Encoding {
-    /// As it is.
-    Plain = 0,
-    /// As one zstd frame.
-    Zstd = 1,
+impl EntryKind {
+    /// The most plain bytes that an entry of this kind may have.
+    pub fn plain_len_max(self) -> usize {
+        match self {
+            EntryKind::Chunk => CHUNK_LEN_MAX,
+            EntryKind::SegmentMap | EntryKind::ManifestLeaf | EntryKind::Manifest => PLAIN_LEN_MAX,
+        }
+    }
 }
 
 impl TryFrom<u8> for EntryKind {
     type Error = FormatError;
 
-    fn try_from(value: u8) -> Result<Self, FormatError> {
-        match value {
+    fn try_from(code: u8) -> Result<Self, FormatError> {
+        match code {
             1 => Ok(EntryKind::Chunk),
             2 => Ok(EntryKind::SegmentMap),
             3 => Ok(EntryKind::ManifestLeaf),
             4 => Ok(EntryKind::Manifest),
-            _ => Err(FormatError::Unsound { what: "entry", field: "kind", value: value.into() }),
+            _ => Err(unsound("kind", code.into())),
         }
     }
+}
+
+/// How an entry's bytes are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Encoding {
+    /// As they are.
+    Plain = 0,
+    /// As zstd frames, the first of which states its plain length.
+    Zstd = 1,
 }
 
 impl TryFrom<u8> for Encoding {
     type Error = FormatError;
 
-    fn try_from(value: u8) -> Result<Self, FormatError> {
-        match value {
+    fn try_from(code: u8) -> Result<Self, FormatError> {
+        match code {
             0 => Ok(Encoding::Plain),
             1 => Ok(Encoding::Zstd),
-            _ => {
-                Err(FormatError::Unsound { what: "entry", field: "encoding", value: value.into() })
-            }
+            _ => Err(unsound("encoding", code.into())),
         }
     }
 }
 
-/// Compresses entries. One for each thread: it keeps its tables.
+/// Compresses entries. Keeps its context and its buffer, so one per thread is enough.
 pub struct Encoder {
-    compressor: Option<zstd::bulk::Compressor<'static>>,
+    compressor: Compressor<'static>,
+    buffer: Vec<u8>,
 }
 
 impl Encoder {
-    /// An encoder of a zstd level; a level that zstd does not have stores plain.
+    /// An encoder at a zstd level; levels beyond zstd's own are taken as the nearest it has.
     pub fn new(level: i32) -> Self {
-        Encoder { compressor: zstd::bulk::Compressor::new(level).ok() }
+        let range = zstd::compression_level_range();
+        let level = level.clamp(*range.start(), *range.end());
+        let compressor = Compressor::new(level).expect("zstd allocates a context");
+        Encoder { compressor, buffer: Vec::new() }
     }
 
-    /// Stores plain what compression does not make at least one part in 32 smaller: reading it back
-    /// costs nothing then.
+    /// Encodes the plain bytes of one entry: as zstd where that saves at least one byte in 32,
+    /// else as they are. The answer has no spare capacity.
     pub fn encode(&mut self, plain: &[u8]) -> (Encoding, Vec<u8>) {
-        let compressed = self.compressor.as_mut().and_then(|zstd| zstd.compress(plain).ok());
-        match compressed {
-            Some(mut stored) if stored.len() <= plain.len() - plain.len() / 32 => {
-                stored.shrink_to_fit();
-                (Encoding::Zstd, stored)
+        self.buffer.clear();
+        self.buffer.reserve(zstd_safe::compress_bound(plain.len()));
+        let longest = plain.len() - plain.len() / 32;
+        match self.compressor.compress_to_buffer(plain, &mut self.buffer) {
+            Ok(len) if len <= longest && len < plain.len() => {
+                (Encoding::Zstd, self.buffer.to_vec())
             }
+            // Compression into a buffer of the bound's length has no other way to fail than a lack
+            // of memory; plain is always right.
             _ => (Encoding::Plain, plain.to_vec()),
         }
     }
 }
 
-/// Unpacks an entry that is `plain_len` bytes long.
+/// Decodes the stored bytes of one entry into exactly `plain_len` bytes.
+///
+/// Cost: one allocation of `plain_len` bytes, made only after the frame itself has named the same
+/// length; the zstd context is the thread's own.
 ///
 /// # Errors
-/// Where the bytes are no sound frame or not exactly that long: a bomb is cut off at `plain_len`.
+/// Where `plain_len` is more than [`PLAIN_LEN_MAX`], the stored bytes are no zstd, or they hold
+/// more or fewer bytes than `plain_len`: fetch another copy.
 pub fn decode(encoding: Encoding, stored: &[u8], plain_len: u32) -> Result<Vec<u8>, FormatError> {
-    thread_local! {
-        static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
-            RefCell::new(zstd::bulk::Decompressor::new().ok());
+    if plain_len as usize > PLAIN_LEN_MAX {
+        let (len, max) = (plain_len.into(), PLAIN_LEN_MAX as u64);
+        return Err(FormatError::TooLong { what: WHAT, len, max });
     }
-    let unsound =
-        |value: usize| FormatError::Unsound { what: "entry", field: "length", value: value as u64 };
-    let len = plain_len as usize;
-    if len > PLAIN_LEN_MAX {
-        return Err(unsound(len));
+    check_lens(encoding, stored.len() as u64, plain_len)?;
+    match encoding {
+        Encoding::Plain => Ok(stored.to_vec()),
+        Encoding::Zstd => decompress(stored, plain_len),
     }
-    let plain = match encoding {
-        Encoding::Plain => stored.to_vec(),
-        Encoding::Zstd => ZSTD.with_borrow_mut(|zstd| {
-            zstd.as_mut()
-                .and_then(|zstd| zstd.decompress(stored, len).ok())
-                .ok_or(FormatError::Checksum { what: "entry" })
-        })?,
+}
+
+/// Checks that an entry of `plain_len` bytes can be stored in `stored_len` bytes.
+pub(crate) fn check_lens(
+    encoding: Encoding,
+    stored_len: u64,
+    plain_len: u32,
+) -> Result<(), FormatError> {
+    let sound = match encoding {
+        Encoding::Plain => stored_len == u64::from(plain_len),
+        Encoding::Zstd => stored_len > 0 && stored_len < u64::from(plain_len),
     };
-    match plain.len() == len {
-        true => Ok(plain),
-        false => Err(unsound(plain.len())),
+    sound.then_some(()).ok_or(unsound("stored length", stored_len))
+}
+
+fn decompress(stored: &[u8], plain_len: u32) -> Result<Vec<u8>, FormatError> {
+    thread_local! {
+        static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::new(Decompressor::default());
     }
+    match zstd_safe::get_frame_content_size(stored) {
+        Ok(Some(len)) if len == u64::from(plain_len) => {}
+        Ok(Some(len)) => return Err(unsound("plain length", len)),
+        Ok(None) | Err(_) => {
+            let reason = "the frame does not state its length".to_owned();
+            return Err(FormatError::Decompress { what: WHAT, reason });
+        }
+    }
+    let mut plain = Vec::with_capacity(plain_len as usize);
+    DECOMPRESSOR
+        .with_borrow_mut(|decompressor| decompressor.decompress_to_buffer(stored, &mut plain))
+        .map_err(|error| FormatError::Decompress { what: WHAT, reason: error.to_string() })?;
+    match plain.len() == plain_len as usize {
+        true => Ok(plain),
+        false => Err(unsound("plain length", plain.len() as u64)),
+    }
+}
+
+fn unsound(field: &'static str, value: u64) -> FormatError {
+    FormatError::Unsound { what: WHAT, field, offset: 0, value }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
     #[test]
-    fn entries_come_back_and_what_does_not_shrink_is_plain() {
+    fn an_entry_survives_its_encoding() {
         let mut encoder = Encoder::new(3);
-        let noise: Vec<u8> =
-            (0..40_000u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
+        let mut mixed = noise(100_000);
+        mixed.resize(262_144, 0);
         for (plain, expected) in [
-            (vec![7; 10_000], Encoding::Zstd),
-            (noise, Encoding::Plain),
+            (vec![7; 262_144], Encoding::Zstd),
+            (mixed, Encoding::Zstd),
+            (noise(262_144), Encoding::Plain),
+            (vec![1, 2, 3], Encoding::Plain),
             (Vec::new(), Encoding::Plain),
         ] {
             let (encoding, stored) = encoder.encode(&plain);
             assert_eq!(encoding, expected);
+            assert!(stored.len() <= plain.len());
             assert_eq!(decode(encoding, &stored, plain.len() as u32).unwrap(), plain);
         }
     }
 
     #[test]
-    fn a_frame_that_holds_more_or_less_than_it_should_is_refused() {
-        let (encoding, stored) = Encoder::new(3).encode(&vec![0; 1 << 20]);
-        for plain_len in [0, 1, (1 << 20) - 1, (1 << 20) + 1, u32::MAX] {
-            assert!(decode(encoding, &stored, plain_len).is_err(), "{plain_len}");
+    fn an_entry_that_would_save_too_little_is_stored_plain() {
+        let mut plain = noise(262_144);
+        plain[..4096].fill(0);
+        let (encoding, stored) = Encoder::new(3).encode(&plain);
+        assert_eq!((encoding, stored.len()), (Encoding::Plain, plain.len()));
+    }
+
+    #[test]
+    fn a_bomb_is_refused() {
+        let plain = vec![0; PLAIN_LEN_MAX];
+        let (_, stored) = Encoder::new(3).encode(&plain);
+        assert!(stored.len() < 4096);
+        for lie in [0, 1, 4096, PLAIN_LEN_MAX as u32 - 1, PLAIN_LEN_MAX as u32 + 1, u32::MAX] {
+            assert!(decode(Encoding::Zstd, &stored, lie).is_err(), "plain length {lie}");
         }
-        assert!(decode(Encoding::Zstd, b"rubbish", 10).is_err());
-        assert!(decode(Encoding::Plain, b"rubbish", 10).is_err());
+        // A second frame behind an honest first one.
+        let (_, honest) = Encoder::new(3).encode(&vec![0; 65_536]);
+        let two = [honest.clone(), stored].concat();
+        assert!(decode(Encoding::Zstd, &two, 65_536).is_err());
+        assert!(decode(Encoding::Zstd, &honest, 65_536).is_ok());
+    }
+
+    #[test]
+    fn levels_beyond_the_range_of_zstd_work() {
+        for level in [i32::MIN, -1, 0, 22, i32::MAX] {
+            let (encoding, stored) = Encoder::new(level).encode(&[5; 4096]);
+            assert_eq!(decode(encoding, &stored, 4096).unwrap(), [5; 4096]);
+        }
     }
 }

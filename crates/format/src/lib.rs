@@ -1,27 +1,33 @@
 //! Bytes on disk: Larder's own layouts and foreign disk formats.
 //!
-//! | Module | Holds |
-//! |---|---|
-//! | [`entry`] | how one entry of a pack is stored: plain or compressed |
-//! | [`pack`] | packs: entries, their table, the list of block digests |
-//! | [`segment_map`] | segment maps |
-//! | [`manifest`] | manifests: a root and its leaves |
-//! | [`mirror_log`] | the log of a mirror's state |
-//! | [`presence`] | which blocks of a base are local |
-//! | [`error`] | what is wrong with bytes that do not decode |
+//! | Module | Holds | Page |
+//! |---|---|---|
+//! | [`entry`] | how one entry is stored in a pack: kind, encoding, limits | `docs/formats/pack.md` |
+//! | [`pack`] | packs: entries, their table, the list of block digests | `docs/formats/pack.md` |
+//! | [`segment_map`] | where each block of a segment lies | `docs/formats/segment-map.md` |
+//! | [`manifest`] | the root of a version's layout and its leaves | `docs/formats/manifest.md` |
+//! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
+//! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
+//! | [`error`] | what was wrong with the bytes, and where | |
 //!
-//! Every layout has a page in `docs/formats/`, a format number and a golden file.
-//!
-//! **Invariants**: decoders are total (any bytes give a value or an error), never allocate more than
-//! a named limit, and take only what encoders make.
+//! Numbers are little endian everywhere. Every decoder is total: whatever the bytes, it returns a
+//! value or a [`FormatError`], and allocates no more than its input's length or a named limit
+//! allows.
 
+mod cursor;
 pub mod entry;
 pub mod error;
 pub mod manifest;
 pub mod mirror_log;
 pub mod pack;
 pub mod presence;
-mod reader;
 pub mod segment_map;
 
+pub use entry::{Encoder, Encoding, EntryKind, PLAIN_LEN_MAX, decode};
 pub use error::FormatError;
+pub use manifest::{
+    EncodedLeaf, EncodedManifest, ManifestRoot, decode_manifest, decode_manifest_root,
+    encode_manifest,
+};
+pub use pack::{FinishedPack, PACK_LEN_MAX, PackBuilder, PackEntry, PackIndex};
+pub use segment_map::{decode_segment_map, encode_segment_map, map_digest};

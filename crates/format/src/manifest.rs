@@ -1,139 +1,137 @@
-//! Manifests as bytes: a root and its leaves.
+//! Manifests as bytes: a root, and leaves of 512 segments each.
 //!
 //! ```text
-//! root: | format u32 | kind u8 | length u64 | leaf count u32 | (number u32, digest 32) ... |
-//! leaf: | format u32 | entry count u32 | (segment in leaf u16, content 32, map 32) ... |
+//! root  | LMRT | format | kind 0 0 0 | leaf count | length | (leaf number, leaf digest) ... |
+//!                                                               |
+//! leaf  | LMLF | format | bitmap of 512 segments | (content digest, map digest) ... |  <-+
 //! ```
 //!
-//! A leaf covers 512 segments (32 GiB). Leaves and segments that are one hole are absent.
+//! **Invariants**: one manifest has one encoding; leaves and segments that are all hole are absent,
+//! so a hole of any length costs nothing. A 4 KiB write to a full disk of 16 TiB changes one map, one
+//! leaf of 32,840 bytes and the root of 18,456.
 //!
-//! **Invariant**: one manifest has one encoding; no other decodes.
+//! **Failure**: every leaf is compared with the digest that the root has for it, and the root with
+//! the layout digest by whoever fetched it, so a peer can withhold a layout but not forge one.
 
-use model::block::LENGTH_MAX;
-use model::digest::DIGEST_LEN;
+use model::block::{LENGTH_MAX, segment_count};
 use model::{LayoutDigest, Manifest, MapDigest, SegmentDigest, SegmentEntry, VersionKind};
 
-use crate::error::FormatError;
-use crate::reader::Reader;
+use crate::FormatError;
+use crate::cursor::Cursor;
 
-/// The format number of manifests.
-pub const FORMAT: u32 = 1;
-/// Segments of a leaf: 32 GiB of address space.
+/// How many segments one leaf covers: 32 GiB of a disk.
 pub const SEGMENTS_PER_LEAF: u32 = 512;
+
+/// The format number of root and leaves that [`encode_manifest`] writes.
+pub const MANIFEST_FORMAT: u32 = 1;
 
 const ROOT: &str = "manifest";
 const LEAF: &str = "manifest leaf";
-const ROOT_ROW_LEN: usize = 4 + DIGEST_LEN;
-const LEAF_ROW_LEN: usize = 2 + 2 * DIGEST_LEN;
+const ROOT_MAGIC: [u8; 4] = *b"LMRT";
+const LEAF_MAGIC: [u8; 4] = *b"LMLF";
+const ROOT_HEADER_LEN: usize = 24;
+const ROOT_ENTRY_LEN: usize = 36;
+const LEAF_HEADER_LEN: usize = 72;
+const LEAF_ENTRY_LEN: usize = 64;
+const BITMAP_LEN: usize = SEGMENTS_PER_LEAF as usize / 8;
 
-/// A manifest as entries of a pack.
+/// A manifest as the entries that go into a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedManifest {
-    /// The bytes of the root.
+    /// The root's bytes.
     pub root: Vec<u8>,
-    /// BLAKE3 over them.
+    /// The root's digest, by which the layout is named.
     pub layout: LayoutDigest,
-    /// The leaves, ascending.
+    /// The leaves, in ascending order.
     pub leaves: Vec<EncodedLeaf>,
 }
 
-/// A leaf as an entry of a pack.
+/// One leaf of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedLeaf {
     /// BLAKE3 over its bytes.
-    pub digest: [u8; DIGEST_LEN],
+    pub digest: [u8; 32],
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
-/// The root of a manifest, its leaves still to be read.
+/// The root of a manifest, before its leaves were fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestRoot {
     /// What the version holds.
     pub kind: VersionKind,
     /// Bytes that a guest sees.
     pub length: u64,
-    /// The leaves: number and digest, ascending.
-    pub leaves: Vec<(u32, [u8; DIGEST_LEN])>,
+    /// Number and digest of each leaf, in ascending order. Leaf `n` covers the 512 segments from
+    /// `512 * n`.
+    pub leaves: Vec<(u32, [u8; 32])>,
 }
 
-fn kind_code(kind: VersionKind) -> u8 {
-    match kind {
-        VersionKind::Disk => 1,
-        VersionKind::Memory => 2,
-        VersionKind::Machine => 3,
-        VersionKind::Group => 4,
-    }
-}
-
-/// The bytes of a manifest.
+/// Encodes a manifest. Cost: one BLAKE3 pass over all of it.
 pub fn encode_manifest(manifest: &Manifest) -> EncodedManifest {
-    let leaf_of = |entry: &SegmentEntry| entry.segment / SEGMENTS_PER_LEAF;
-    let mut root = FORMAT.to_le_bytes().to_vec();
-    root.push(kind_code(manifest.kind()));
-    root.extend_from_slice(&manifest.length().to_le_bytes());
-    let groups = || manifest.segments().chunk_by(|a, b| leaf_of(a) == leaf_of(b));
-    root.extend_from_slice(&(groups().count() as u32).to_le_bytes());
+    let leaf_number = |entry: &SegmentEntry| entry.segment / SEGMENTS_PER_LEAF;
     let mut leaves = Vec::new();
-    for group in groups() {
-        let bytes = encode_leaf(group);
-        let digest = *blake3::hash(&bytes).as_bytes();
-        root.extend_from_slice(&leaf_of(&group[0]).to_le_bytes());
-        root.extend_from_slice(&digest);
-        leaves.push(EncodedLeaf { digest, bytes });
+    let mut numbers = Vec::new();
+    for segments in manifest.segments().chunk_by(|a, b| leaf_number(a) == leaf_number(b)) {
+        let bytes = encode_leaf(segments);
+        leaves.push(EncodedLeaf { digest: *blake3::hash(&bytes).as_bytes(), bytes });
+        numbers.push(leaf_number(&segments[0]));
+    }
+    let mut root = Vec::with_capacity(ROOT_HEADER_LEN + leaves.len() * ROOT_ENTRY_LEN);
+    root.extend_from_slice(&ROOT_MAGIC);
+    root.extend_from_slice(&MANIFEST_FORMAT.to_le_bytes());
+    root.extend_from_slice(&[kind_code(manifest.kind()), 0, 0, 0]);
+    root.extend_from_slice(&(leaves.len() as u32).to_le_bytes());
+    root.extend_from_slice(&manifest.length().to_le_bytes());
+    for (number, leaf) in numbers.iter().zip(&leaves) {
+        root.extend_from_slice(&number.to_le_bytes());
+        root.extend_from_slice(&leaf.digest);
     }
     let layout = LayoutDigest(*blake3::hash(&root).as_bytes());
     EncodedManifest { root, layout, leaves }
 }
 
-fn encode_leaf(entries: &[SegmentEntry]) -> Vec<u8> {
-    let mut bytes = FORMAT.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&(entries.len() as u32).to_le_bytes());
-    for entry in entries {
-        bytes.extend_from_slice(&((entry.segment % SEGMENTS_PER_LEAF) as u16).to_le_bytes());
-        bytes.extend_from_slice(entry.content.as_bytes());
-        bytes.extend_from_slice(entry.map.as_bytes());
-    }
-    bytes
-}
-
-/// The root that bytes encode.
+/// Decodes a root. Whoever fetched it compares its layout digest (BLAKE3 over `bytes`) first.
+///
+/// # Errors
+/// Where the bytes are no root, a newer Larder wrote them, or leaves are out of order or beyond the
+/// length: fetch another copy.
 pub fn decode_manifest_root(bytes: &[u8]) -> Result<ManifestRoot, FormatError> {
-    let mut reader = Reader::new(ROOT, bytes);
-    reader.format(FORMAT)?;
-    let kind = match reader.u8()? {
-        1 => VersionKind::Disk,
-        2 => VersionKind::Memory,
-        3 => VersionKind::Machine,
-        4 => VersionKind::Group,
-        other => return Err(reader.unsound("kind", other.into())),
-    };
-    let length = reader.u64()?;
-    let count = reader.u32()?;
+    let mut cursor = Cursor::new(ROOT, bytes);
+    cursor.preamble(ROOT_MAGIC, MANIFEST_FORMAT)?;
+    let kind = decode_kind(&mut cursor)?;
+    let leaf_count = cursor.u32()? as usize;
+    let length = cursor.u64()?;
     if length > LENGTH_MAX {
-        return Err(reader.unsound("length", length));
+        return Err(cursor.unsound_before(8, "length", length));
     }
-    if count as usize != reader.remaining() / ROOT_ROW_LEN {
-        return Err(reader.unsound("leaf count", count.into()));
+    if cursor.remaining() / ROOT_ENTRY_LEN < leaf_count {
+        return Err(FormatError::Truncated { what: ROOT, offset: bytes.len() as u64 });
     }
-    let mut leaves: Vec<(u32, [u8; DIGEST_LEN])> = Vec::with_capacity(count as usize);
-    for _ in 0..count {
-        let (number, digest) = (reader.u32()?, reader.array()?);
-        if leaves.last().is_some_and(|(last, _)| *last >= number) {
-            return Err(reader.unsound("leaf number", number.into()));
+    let number_end = segment_count(length).div_ceil(SEGMENTS_PER_LEAF);
+    let mut leaves: Vec<(u32, [u8; 32])> = Vec::with_capacity(leaf_count);
+    for _ in 0..leaf_count {
+        let number = cursor.u32()?;
+        let ascending = leaves.last().is_none_or(|(last, _)| *last < number);
+        if !ascending || number >= number_end {
+            return Err(cursor.unsound_before(4, "leaf number", number.into()));
         }
-        leaves.push((number, digest));
+        leaves.push((number, cursor.array()?));
     }
-    reader.end()?;
+    cursor.end()?;
     Ok(ManifestRoot { kind, length, leaves })
 }
 
-/// Joins a root and its leaves, which come in the order of `root.leaves`; each is checked against
-/// its digest.
+/// Puts a manifest together from its root and all its leaves, given in the order of
+/// [`ManifestRoot::leaves`].
+///
+/// # Errors
+/// Where a leaf is missing, has another digest than the root says, is no leaf, or names segments
+/// beyond the length: fetch another copy of it.
 pub fn decode_manifest(root: &ManifestRoot, leaves: &[Vec<u8>]) -> Result<Manifest, FormatError> {
-    if root.leaves.len() != leaves.len() {
-        let value = leaves.len() as u64;
-        return Err(FormatError::Unsound { what: ROOT, field: "leaf count", value });
+    if leaves.len() != root.leaves.len() {
+        let (field, value) = ("leaf count", leaves.len() as u64);
+        return Err(FormatError::Unsound { what: ROOT, field, offset: 12, value });
     }
     let mut segments = Vec::new();
     for ((number, digest), bytes) in root.leaves.iter().zip(leaves) {
@@ -142,11 +140,30 @@ pub fn decode_manifest(root: &ManifestRoot, leaves: &[Vec<u8>]) -> Result<Manife
         }
         decode_leaf(*number, bytes, &mut segments)?;
     }
+    let last = segments.last().map_or(0, |entry| u64::from(entry.segment));
     Manifest::new(root.kind, root.length, segments).ok_or(FormatError::Unsound {
-        what: ROOT,
-        field: "segments",
-        value: root.length,
+        what: LEAF,
+        field: "segment",
+        offset: 8,
+        value: last,
     })
+}
+
+fn encode_leaf(segments: &[SegmentEntry]) -> Vec<u8> {
+    let mut bitmap = [0u8; BITMAP_LEN];
+    for entry in segments {
+        let bit = entry.segment % SEGMENTS_PER_LEAF;
+        bitmap[bit as usize / 8] |= 1 << (bit % 8);
+    }
+    let mut bytes = Vec::with_capacity(LEAF_HEADER_LEN + segments.len() * LEAF_ENTRY_LEN);
+    bytes.extend_from_slice(&LEAF_MAGIC);
+    bytes.extend_from_slice(&MANIFEST_FORMAT.to_le_bytes());
+    bytes.extend_from_slice(&bitmap);
+    for entry in segments {
+        bytes.extend_from_slice(&entry.content.0);
+        bytes.extend_from_slice(&entry.map.0);
+    }
+    bytes
 }
 
 fn decode_leaf(
@@ -154,23 +171,78 @@ fn decode_leaf(
     bytes: &[u8],
     segments: &mut Vec<SegmentEntry>,
 ) -> Result<(), FormatError> {
-    let mut reader = Reader::new(LEAF, bytes);
-    reader.format(FORMAT)?;
-    let count = reader.u32()?;
-    let is_sound = (1..=SEGMENTS_PER_LEAF).contains(&count);
-    if !is_sound || count as usize != reader.remaining() / LEAF_ROW_LEN {
-        return Err(reader.unsound("entry count", count.into()));
+    let mut cursor = Cursor::new(LEAF, bytes);
+    cursor.preamble(LEAF_MAGIC, MANIFEST_FORMAT)?;
+    let bitmap: [u8; BITMAP_LEN] = cursor.array()?;
+    if bitmap == [0; BITMAP_LEN] {
+        return Err(cursor.unsound_before(BITMAP_LEN, "bitmap", 0));
     }
-    for _ in 0..count {
-        let in_leaf = u32::from(u16::from_le_bytes(reader.array()?));
-        let segment = number
-            .checked_mul(SEGMENTS_PER_LEAF)
-            .and_then(|first| first.checked_add(in_leaf))
-            .filter(|_| in_leaf < SEGMENTS_PER_LEAF)
-            .ok_or_else(|| reader.unsound("segment", in_leaf.into()))?;
-        let content = SegmentDigest(reader.array()?);
-        let map = MapDigest(reader.array()?);
-        segments.push(SegmentEntry { segment, content, map });
+    let overflow = FormatError::Unsound {
+        what: ROOT,
+        field: "leaf number",
+        offset: ROOT_HEADER_LEN as u64,
+        value: number.into(),
+    };
+    let first = number.checked_mul(SEGMENTS_PER_LEAF).ok_or(overflow)?;
+    for bit in 0..SEGMENTS_PER_LEAF {
+        if bitmap[bit as usize / 8] & 1 << (bit % 8) != 0 {
+            let content = SegmentDigest(cursor.array()?);
+            let map = MapDigest(cursor.array()?);
+            segments.push(SegmentEntry { segment: first + bit, content, map });
+        }
     }
-    reader.end()
+    cursor.end()
+}
+
+fn kind_code(kind: VersionKind) -> u8 {
+    match kind {
+        VersionKind::Disk => 0,
+        VersionKind::Memory => 1,
+        VersionKind::Machine => 2,
+        VersionKind::Group => 3,
+    }
+}
+
+fn decode_kind(cursor: &mut Cursor<'_>) -> Result<VersionKind, FormatError> {
+    let [code, rest @ ..] = cursor.array::<4>()?;
+    if rest != [0; 3] {
+        return Err(cursor.unsound_before(3, "reserved", rest.iter().map(|b| u64::from(*b)).sum()));
+    }
+    match code {
+        0 => Ok(VersionKind::Disk),
+        1 => Ok(VersionKind::Memory),
+        2 => Ok(VersionKind::Machine),
+        3 => Ok(VersionKind::Group),
+        _ => Err(cursor.unsound_before(4, "kind", code.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(segment: u32) -> SegmentEntry {
+        let digest = *blake3::hash(&segment.to_le_bytes()).as_bytes();
+        SegmentEntry { segment, content: SegmentDigest(digest), map: MapDigest(digest) }
+    }
+
+    fn manifest(length: u64, segments: impl IntoIterator<Item = u32>) -> Manifest {
+        let segments = segments.into_iter().map(entry).collect();
+        Manifest::new(VersionKind::Disk, length, segments).unwrap()
+    }
+
+    fn decode(encoded: &EncodedManifest) -> Result<Manifest, FormatError> {
+        let leaves: Vec<_> = encoded.leaves.iter().map(|leaf| leaf.bytes.clone()).collect();
+        decode_manifest(&decode_manifest_root(&encoded.root)?, &leaves)
+    }
+
+    #[test]
+    fn a_manifest_reads_back_and_holes_cost_nothing() {
+        let empty = encode_manifest(&manifest(LENGTH_MAX, []));
+        assert_eq!((empty.root.len(), empty.leaves.len()), (ROOT_HEADER_LEN, 0));
+        for segments in [vec![], vec![0], vec![511, 512], vec![3, 600, 16_777_215]] {
+            let manifest = manifest(LENGTH_MAX, segments);
+            assert_eq!(decode(&encode_manifest(&manifest)).unwrap(), manifest);
+        }
+    }
 }

@@ -1,51 +1,60 @@
-//! Packs: entries one behind the other, their table, the list of block digests, a footer.
+//! Packs: immutable files that hold entries, their table, and the block digests of their chunks.
 //!
 //! ```text
-//! | header | entry | entry | ... | table | block digests | footer |
-//!   12       stored bytes          54 each  32 each         64
+//! 0        16                       table offset                      pack length - 64
+//! | header | entry | entry | ...   | table: 44 each | list: 32 each  | footer |
 //! ```
 //!
-//! **Invariants**: entries lie without gaps in the order of the table; the digests of a chunk's
-//! blocks hash to the chunk's digest; a pack is at most 64 MiB.
+//! **Invariants**: entries lie back to back from the end of the header to the table, in the table's
+//! order, so an entry's offset is the sum of the stored lengths before it; the list holds the block
+//! digests of the chunks in that order; a pack is at most [`PACK_LEN_MAX`] long. What does not hold
+//! to this is refused.
+//!
+//! **Failure**: a pack cut short has no footer and is refused; a changed byte in table, list or
+//! footer breaks the checksum; a list that lies breaks the digest of its chunk. A changed byte in an
+//! entry is found when the entry is decoded and its digest compared.
+//!
+//! **Not here**: reading entries, and comparing their digests (the `store` crate).
 
-use model::digest::DIGEST_LEN;
-use model::map::CHUNK_BLOCKS_MAX;
 use model::{BLOCK_LEN, BlockDigest, ChunkDigest};
 
-use crate::entry::{Encoding, EntryKind, PLAIN_LEN_MAX};
-use crate::error::FormatError;
-use crate::reader::Reader;
+use crate::FormatError;
+use crate::cursor::Cursor;
+use crate::entry::{Encoding, EntryKind, check_lens};
 
-/// The format number of packs.
-pub const FORMAT: u32 = 1;
-/// The longest pack.
+/// The most bytes of a pack: 64 MiB.
 pub const PACK_LEN_MAX: u64 = 64 << 20;
 
-const MAGIC: [u8; 8] = *b"LARDPACK";
-const HEADER_LEN: usize = 12;
-const ROW_LEN: usize = 2 + DIGEST_LEN + 8 + 4 + 4 + 4;
-const FOOTER_LEN: usize = 8 + 4 + 4 + DIGEST_LEN + 4 + 4 + 8;
-const WHAT: &str = "pack";
+/// The format number that [`PackBuilder`] writes.
+pub const PACK_FORMAT: u32 = 1;
 
-/// One entry of a pack.
+const HEADER_LEN: usize = 16;
+const FOOTER_LEN: usize = 64;
+const TABLE_ENTRY_LEN: usize = 44;
+const HEADER_MAGIC: [u8; 8] = *b"LARDPACK";
+const FOOTER_MAGIC: [u8; 8] = *b"PACKDRAL";
+/// How many bytes of the footer the checksum covers: those before the checksum itself.
+const FOOTER_CHECKED_LEN: usize = 16;
+
+/// One entry of a pack, as its table describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackEntry {
-    /// What it is.
+    /// What it holds.
     pub kind: EntryKind,
     /// How it is stored.
     pub encoding: Encoding,
-    /// The digest by which it is asked for.
-    pub digest: [u8; DIGEST_LEN],
-    /// Where in the pack its stored bytes start.
+    /// The digest that names it, of the type that its kind says.
+    pub digest: [u8; 32],
+    /// Where its stored bytes start in the pack.
     pub offset: u64,
-    /// Bytes it takes in the pack.
+    /// How many bytes are stored.
     pub stored_len: u32,
-    /// Bytes it has when unpacked.
+    /// How many bytes it has when decoded.
     pub plain_len: u32,
 }
 
 impl PackEntry {
-    /// How many blocks a chunk has; 0 for other kinds.
+    /// How many blocks the chunk has; 0 for other kinds.
     pub fn block_count(&self) -> usize {
         match self.kind {
             EntryKind::Chunk => self.plain_len as usize / BLOCK_LEN,
@@ -53,226 +62,384 @@ impl PackEntry {
         }
     }
 
-    fn encode(&self, to: &mut Vec<u8>) {
-        to.extend_from_slice(&[self.kind as u8, self.encoding as u8]);
-        to.extend_from_slice(&self.digest);
-        to.extend_from_slice(&self.offset.to_le_bytes());
-        to.extend_from_slice(&self.stored_len.to_le_bytes());
-        to.extend_from_slice(&self.plain_len.to_le_bytes());
-        to.extend_from_slice(&(self.block_count() as u32).to_le_bytes());
-    }
-
-    fn decode(reader: &mut Reader) -> Result<Self, FormatError> {
-        let entry = PackEntry {
-            kind: EntryKind::try_from(reader.u8()?)?,
-            encoding: Encoding::try_from(reader.u8()?)?,
-            digest: reader.array()?,
-            offset: reader.u64()?,
-            stored_len: reader.u32()?,
-            plain_len: reader.u32()?,
-        };
-        let block_count = reader.u32()?;
-        let plain_len = entry.plain_len as usize;
-        let is_whole = entry.kind != EntryKind::Chunk
-            || (plain_len.is_multiple_of(BLOCK_LEN)
-                && (1..=CHUNK_BLOCKS_MAX as usize).contains(&entry.block_count()));
-        if plain_len > PLAIN_LEN_MAX || !is_whole {
-            return Err(reader.unsound("plain length", plain_len as u64));
+    /// Checks all that can be checked without the pack's bytes.
+    fn check(&self) -> Result<(), FormatError> {
+        let max = self.kind.plain_len_max();
+        let whole =
+            self.kind != EntryKind::Chunk || (self.plain_len as usize).is_multiple_of(BLOCK_LEN);
+        if self.plain_len == 0 || self.plain_len as usize > max || !whole {
+            let value = self.plain_len.into();
+            let (what, field) = ("pack entry", "plain length");
+            return Err(FormatError::Unsound { what, field, offset: self.offset, value });
         }
-        if block_count as usize != entry.block_count() {
-            return Err(reader.unsound("block count", block_count.into()));
-        }
-        Ok(entry)
+        check_lens(self.encoding, self.stored_len.into(), self.plain_len)
     }
 }
 
-/// Gathers entries to a pack.
-#[derive(Debug, Default)]
+/// A pack that is being put together in memory.
 pub struct PackBuilder {
     bytes: Vec<u8>,
     entries: Vec<PackEntry>,
     block_digests: Vec<BlockDigest>,
 }
 
-/// A pack that is whole.
-#[derive(Clone, Debug)]
-pub struct FinishedPack {
-    /// All its bytes.
-    pub bytes: Vec<u8>,
-    /// Its entries.
-    pub entries: Vec<PackEntry>,
-    /// The digests of its chunks' blocks, chunk after chunk.
-    pub block_digests: Vec<BlockDigest>,
+impl Default for PackBuilder {
+    fn default() -> Self {
+        PackBuilder::new()
+    }
 }
 
 impl PackBuilder {
-    /// An empty pack.
+    /// A pack without entries.
     pub fn new() -> Self {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&FORMAT.to_le_bytes());
-        PackBuilder { bytes, ..PackBuilder::default() }
+        let mut bytes = Vec::with_capacity(HEADER_LEN);
+        bytes.extend_from_slice(&HEADER_MAGIC);
+        bytes.extend_from_slice(&PACK_FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&0u32.to_le_bytes());
+        PackBuilder { bytes, entries: Vec::new(), block_digests: Vec::new() }
     }
 
-    /// Adds an entry that [`crate::entry::Encoder`] has encoded; a chunk with the digests of its
-    /// blocks.
+    /// Appends one entry and says where it went.
+    ///
+    /// Shape: `block_digests` has one digest for each block of a chunk and is empty for other
+    /// kinds; `stored` is what [`crate::Encoder::encode`] made of `plain_len` bytes; the pack has
+    /// room ([`PackBuilder::has_room`]).
+    ///
+    /// # Panics
+    /// Where the shape does not hold: such a pack could be written, but never read.
     pub fn push(
         &mut self,
         kind: EntryKind,
         encoding: Encoding,
-        digest: [u8; DIGEST_LEN],
+        digest: [u8; 32],
         plain_len: u32,
         stored: &[u8],
         block_digests: &[BlockDigest],
     ) -> PackEntry {
-        let (offset, stored_len) = (self.len(), stored.len() as u32);
+        assert!(self.has_room(stored.len(), block_digests.len()), "the pack has room");
+        let offset = self.bytes.len() as u64;
+        let stored_len = stored.len() as u32;
         let entry = PackEntry { kind, encoding, digest, offset, stored_len, plain_len };
-        debug_assert_eq!(entry.block_count(), block_digests.len());
+        assert_eq!(entry.check(), Ok(()), "the entry is sound");
+        assert_eq!(block_digests.len(), entry.block_count(), "one digest for each block");
         self.bytes.extend_from_slice(stored);
-        self.block_digests.extend_from_slice(block_digests);
         self.entries.push(entry);
+        self.block_digests.extend_from_slice(block_digests);
         entry
     }
 
-    /// Bytes so far.
-    pub fn len(&self) -> u64 {
-        self.bytes.len() as u64
+    /// True where one more entry of that size fits into [`PACK_LEN_MAX`].
+    pub fn has_room(&self, stored_len: usize, block_count: usize) -> bool {
+        let more = stored_len as u64
+            + TABLE_ENTRY_LEN as u64
+            + block_count as u64 * model::digest::DIGEST_LEN as u64;
+        self.len() + more <= PACK_LEN_MAX
     }
 
-    /// True while there is no entry.
+    /// Bytes that the finished pack would have, table, list and footer included.
+    pub fn len(&self) -> u64 {
+        (self.bytes.len()
+            + self.entries.len() * TABLE_ENTRY_LEN
+            + self.block_digests.len() * model::digest::DIGEST_LEN
+            + FOOTER_LEN) as u64
+    }
+
+    /// True before the first entry.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Ends the pack.
+    /// How many entries.
+    pub fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Appends table, list and footer.
     pub fn finish(self) -> FinishedPack {
+        let len = self.len() as usize;
         let PackBuilder { mut bytes, entries, block_digests } = self;
-        let table = bytes.len();
-        entries.iter().for_each(|entry| entry.encode(&mut bytes));
-        block_digests.iter().for_each(|digest| bytes.extend_from_slice(digest.as_bytes()));
-        let checksum = blake3::hash(&bytes[table..]);
-        bytes.extend_from_slice(&(table as u64).to_le_bytes());
+        let table_offset = bytes.len();
+        bytes.reserve_exact(len - table_offset);
+        for entry in &entries {
+            bytes.extend_from_slice(&[entry.kind as u8, entry.encoding as u8, 0, 0]);
+            bytes.extend_from_slice(&entry.stored_len.to_le_bytes());
+            bytes.extend_from_slice(&entry.plain_len.to_le_bytes());
+            bytes.extend_from_slice(&entry.digest);
+        }
+        for digest in &block_digests {
+            bytes.extend_from_slice(&digest.0);
+        }
+        bytes.extend_from_slice(&(table_offset as u64).to_le_bytes());
         bytes.extend_from_slice(&(entries.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&(block_digests.len() as u32).to_le_bytes());
+        let checksum = blake3::hash(&bytes[table_offset..]);
         bytes.extend_from_slice(checksum.as_bytes());
+        bytes.extend_from_slice(&PACK_FORMAT.to_le_bytes());
         bytes.extend_from_slice(&0u32.to_le_bytes());
-        bytes.extend_from_slice(&FORMAT.to_le_bytes());
-        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&FOOTER_MAGIC);
+        debug_assert_eq!(bytes.len(), len);
         FinishedPack { bytes, entries, block_digests }
     }
 }
 
-struct Footer {
-    table: u64,
-    entry_count: u32,
-    digest_count: u32,
-    checksum: [u8; DIGEST_LEN],
+/// A whole pack, ready to be written.
+#[derive(Clone, Debug)]
+pub struct FinishedPack {
+    /// All its bytes.
+    pub bytes: Vec<u8>,
+    /// Its entries, in order.
+    pub entries: Vec<PackEntry>,
+    /// The block digests of its chunks, in order.
+    pub block_digests: Vec<BlockDigest>,
 }
 
-impl Footer {
-    fn decode(bytes: &[u8], pack_len: u64) -> Result<Self, FormatError> {
-        let mut reader = Reader::new(WHAT, bytes);
-        let footer = Footer {
-            table: reader.u64()?,
-            entry_count: reader.u32()?,
-            digest_count: reader.u32()?,
-            checksum: reader.array()?,
-        };
-        let reserved = reader.u32()?;
-        reader.format(FORMAT)?;
-        if reader.array::<8>()? != MAGIC {
-            return Err(reader.unsound("magic", 0));
-        }
-        if reserved != 0 {
-            return Err(reader.unsound("reserved field", reserved.into()));
-        }
-        let end = footer
-            .table
-            .checked_add(footer.index_len())
-            .and_then(|end| end.checked_add(FOOTER_LEN as u64));
-        if footer.table < HEADER_LEN as u64 || end != Some(pack_len) {
-            return Err(reader.unsound("table offset", footer.table));
-        }
-        Ok(footer)
-    }
-
-    fn index_len(&self) -> u64 {
-        u64::from(self.entry_count) * ROW_LEN as u64
-            + u64::from(self.digest_count) * DIGEST_LEN as u64
-    }
-}
-
-/// The table of a pack and its list of block digests, read back.
+/// What a pack holds: its table and its list, read back and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackIndex {
     entries: Vec<PackEntry>,
-    firsts: Vec<usize>,
     block_digests: Vec<BlockDigest>,
+    /// Where in the list the digests of each entry start.
+    first_blocks: Vec<u32>,
 }
 
 impl PackIndex {
-    /// Reads the footer, then table and list, by `read(offset, len)`. Every number is checked, and
-    /// that the digests of each chunk's blocks hash to the chunk's digest.
+    /// Reads the index of a pack of `pack_len` bytes.
+    ///
+    /// `read` is asked twice, for ranges inside the pack, and answers with exactly as many bytes as
+    /// it was asked for: first for the footer, then for table and list.
+    ///
+    /// Cost: two reads, memory for table and list, one BLAKE3 pass over both and one over the list.
+    ///
+    /// # Errors
+    /// What `read` fails with; otherwise a [`FormatError`] where any number does not fit the others
+    /// or a chunk's block digests do not hash to its digest: fetch another copy.
     pub fn read<E: From<FormatError>>(
         pack_len: u64,
         mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
-    ) -> Result<Self, E> {
-        let footer_at =
-            pack_len.checked_sub(FOOTER_LEN as u64).filter(|_| pack_len <= PACK_LEN_MAX);
-        let footer_at = footer_at.ok_or(FormatError::Unsound {
-            what: WHAT,
-            field: "length",
-            value: pack_len,
-        })?;
-        let footer = Footer::decode(&read(footer_at, FOOTER_LEN)?, pack_len)?;
-        let index = read(footer.table, footer.index_len() as usize)?;
-        Ok(Self::decode(&footer, &index)?)
+    ) -> Result<PackIndex, E> {
+        check_pack_len(pack_len)?;
+        let footer_offset = pack_len - FOOTER_LEN as u64;
+        let footer_bytes = read(footer_offset, FOOTER_LEN)?;
+        check_answer("pack footer", &footer_bytes, FOOTER_LEN)?;
+        let footer = Footer::decode(&footer_bytes, footer_offset)?;
+
+        let index_len = (footer_offset - footer.table_offset) as usize;
+        let index = read(footer.table_offset, index_len)?;
+        check_answer("pack table", &index, index_len)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&index).update(&footer_bytes[..FOOTER_CHECKED_LEN]);
+        if *hasher.finalize().as_bytes() != footer.checksum {
+            return Err(FormatError::Checksum { what: "pack table" }.into());
+        }
+        Ok(PackIndex::decode(&footer, &index)?)
     }
 
-    fn decode(footer: &Footer, bytes: &[u8]) -> Result<Self, FormatError> {
-        if *blake3::hash(bytes).as_bytes() != footer.checksum {
-            return Err(FormatError::Checksum { what: WHAT });
-        }
-        let mut reader = Reader::new(WHAT, bytes);
-        let mut entries = Vec::with_capacity(footer.entry_count as usize);
-        let mut firsts = Vec::with_capacity(footer.entry_count as usize);
-        let (mut offset, mut digest_count) = (HEADER_LEN as u64, 0);
-        for _ in 0..footer.entry_count {
-            let entry = PackEntry::decode(&mut reader)?;
-            if entry.offset != offset {
-                return Err(reader.unsound("entry offset", entry.offset));
-            }
-            offset += u64::from(entry.stored_len);
-            firsts.push(digest_count);
-            digest_count += entry.block_count();
-            entries.push(entry);
-        }
-        if offset != footer.table || digest_count != footer.digest_count as usize {
-            return Err(reader.unsound("count", digest_count as u64));
-        }
-        let mut block_digests = Vec::with_capacity(digest_count);
-        for _ in 0..digest_count {
-            block_digests.push(BlockDigest(reader.array()?));
-        }
-        reader.end()?;
-        let index = PackIndex { entries, firsts, block_digests };
-        let is_sound = |(position, entry): (usize, &PackEntry)| {
-            entry.kind != EntryKind::Chunk
-                || ChunkDigest::of(index.block_digests(position)).0 == entry.digest
-        };
-        match index.entries.iter().enumerate().all(is_sound) {
-            true => Ok(index),
-            false => Err(FormatError::Checksum { what: "block list" }),
-        }
-    }
-
-    /// All entries, in the order in which they lie.
+    /// The entries, in order.
     pub fn entries(&self) -> &[PackEntry] {
         &self.entries
     }
 
-    /// The digests of the blocks of the chunk at that position; empty for other kinds.
+    /// The block digests of the chunk at that position; empty for other kinds and for positions
+    /// that there are not.
     pub fn block_digests(&self, entry: usize) -> &[BlockDigest] {
-        let first = self.firsts[entry];
-        &self.block_digests[first..first + self.entries[entry].block_count()]
+        let Some(described) = self.entries.get(entry) else { return &[] };
+        let first = self.first_blocks[entry] as usize;
+        &self.block_digests[first..first + described.block_count()]
+    }
+
+    /// Decodes table and list, whose lengths the footer has vouched for.
+    fn decode(footer: &Footer, index: &[u8]) -> Result<PackIndex, FormatError> {
+        let table_len = footer.entry_count as usize * TABLE_ENTRY_LEN;
+        let (table, list) = index
+            .split_at_checked(table_len)
+            .ok_or(FormatError::Truncated { what: "pack table", offset: index.len() as u64 })?;
+        let (digests, rest) = list.as_chunks();
+        debug_assert!(rest.is_empty());
+        let block_digests: Vec<BlockDigest> = digests.iter().copied().map(BlockDigest).collect();
+
+        let mut cursor = Cursor::new("pack table", table);
+        let mut entries = Vec::with_capacity(footer.entry_count as usize);
+        let mut first_blocks = Vec::with_capacity(footer.entry_count as usize);
+        let mut offset = HEADER_LEN as u64;
+        let mut first_block = 0usize;
+        for _ in 0..footer.entry_count {
+            let entry = decode_entry(&mut cursor, offset)?;
+            let end_block = first_block + entry.block_count();
+            if entry.kind == EntryKind::Chunk {
+                let blocks = block_digests.get(first_block..end_block).ok_or(footer.blocks())?;
+                if ChunkDigest::of(blocks).0 != entry.digest {
+                    return Err(FormatError::Checksum { what: "block digests of a chunk" });
+                }
+            }
+            first_blocks.push(first_block as u32);
+            first_block = end_block;
+            offset += u64::from(entry.stored_len);
+            entries.push(entry);
+        }
+        if offset != footer.table_offset {
+            return Err(footer.unsound("table offset", 0, footer.table_offset));
+        }
+        if first_block != block_digests.len() {
+            return Err(footer.blocks());
+        }
+        Ok(PackIndex { entries, block_digests, first_blocks })
+    }
+}
+
+/// Checks the first 16 bytes of a pack.
+///
+/// # Errors
+/// Where they are not a pack's, or a newer Larder wrote them.
+pub fn check_header(bytes: &[u8]) -> Result<(), FormatError> {
+    let mut cursor = Cursor::new("pack header", bytes);
+    if cursor.array::<8>()? != HEADER_MAGIC {
+        return Err(FormatError::Magic { what: "pack header" });
+    }
+    cursor.format(PACK_FORMAT)?;
+    match cursor.u32()? {
+        0 => Ok(()),
+        value => Err(cursor.unsound_before(4, "reserved", value.into())),
+    }
+}
+
+/// The last bytes of a pack, their numbers checked against its length.
+struct Footer {
+    table_offset: u64,
+    entry_count: u32,
+    block_count: u32,
+    checksum: [u8; 32],
+}
+
+impl Footer {
+    fn decode(bytes: &[u8], footer_offset: u64) -> Result<Footer, FormatError> {
+        let mut cursor = Cursor::new("pack footer", bytes);
+        let table_offset = cursor.u64()?;
+        let entry_count = cursor.u32()?;
+        let block_count = cursor.u32()?;
+        let checksum = cursor.array()?;
+        let mut tail = Cursor::new("pack footer", bytes);
+        tail.take(FOOTER_LEN - 8)?;
+        // The magic first, then the format: in a newer format the other fields may differ.
+        if tail.array::<8>()? != FOOTER_MAGIC {
+            return Err(FormatError::Magic { what: "pack footer" });
+        }
+        cursor.format(PACK_FORMAT)?;
+        let reserved = cursor.u32()?;
+        let footer = Footer { table_offset, entry_count, block_count, checksum };
+        if reserved != 0 {
+            return Err(footer.unsound("reserved", 52, reserved.into()));
+        }
+        let index_len = u64::from(entry_count) * TABLE_ENTRY_LEN as u64
+            + u64::from(block_count) * model::digest::DIGEST_LEN as u64;
+        let fits = table_offset >= HEADER_LEN as u64
+            && table_offset.checked_add(index_len) == Some(footer_offset);
+        match fits {
+            true => Ok(footer),
+            false => Err(footer.unsound("table offset", 0, table_offset)),
+        }
+    }
+
+    fn unsound(&self, field: &'static str, offset: u64, value: u64) -> FormatError {
+        FormatError::Unsound { what: "pack footer", field, offset, value }
+    }
+
+    fn blocks(&self) -> FormatError {
+        self.unsound("block digest count", 12, self.block_count.into())
+    }
+}
+
+fn decode_entry(cursor: &mut Cursor<'_>, offset: u64) -> Result<PackEntry, FormatError> {
+    let kind = EntryKind::try_from(cursor.u8()?)?;
+    let encoding = Encoding::try_from(cursor.u8()?)?;
+    let reserved = cursor.u16()?;
+    if reserved != 0 {
+        return Err(cursor.unsound_before(2, "reserved", reserved.into()));
+    }
+    let stored_len = cursor.u32()?;
+    let plain_len = cursor.u32()?;
+    let digest = cursor.array()?;
+    let entry = PackEntry { kind, encoding, digest, offset, stored_len, plain_len };
+    entry.check()?;
+    Ok(entry)
+}
+
+fn check_pack_len(pack_len: u64) -> Result<(), FormatError> {
+    if pack_len > PACK_LEN_MAX {
+        return Err(FormatError::TooLong { what: "pack", len: pack_len, max: PACK_LEN_MAX });
+    }
+    match pack_len < (HEADER_LEN + FOOTER_LEN) as u64 {
+        true => Err(FormatError::Truncated { what: "pack", offset: pack_len }),
+        false => Ok(()),
+    }
+}
+
+fn check_answer(what: &'static str, answer: &[u8], len: usize) -> Result<(), FormatError> {
+    match answer.len() == len {
+        true => Ok(()),
+        false => Err(FormatError::Truncated { what, offset: answer.len() as u64 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Encoder, decode};
+
+    /// A chunk of that many blocks, none like another.
+    fn chunk(seed: u8, block_count: usize) -> (Vec<u8>, Vec<BlockDigest>) {
+        let mut bytes = vec![seed; block_count * BLOCK_LEN];
+        for (number, block) in bytes.chunks_mut(BLOCK_LEN).enumerate() {
+            block[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        }
+        let digests = bytes.chunks(BLOCK_LEN).map(BlockDigest::of).collect();
+        (bytes, digests)
+    }
+
+    fn sample() -> FinishedPack {
+        let mut encoder = Encoder::new(3);
+        let mut builder = PackBuilder::new();
+        for (seed, block_count) in [(1, 3), (2, 64)] {
+            let (plain, blocks) = chunk(seed, block_count);
+            let (encoding, stored) = encoder.encode(&plain);
+            let digest = ChunkDigest::of(&blocks).0;
+            let len = plain.len() as u32;
+            builder.push(EntryKind::Chunk, encoding, digest, len, &stored, &blocks);
+            builder.push(EntryKind::SegmentMap, Encoding::Plain, [seed; 32], 3, b"map", &[]);
+        }
+        let len = builder.len();
+        let pack = builder.finish();
+        assert_eq!(pack.bytes.len() as u64, len);
+        pack
+    }
+
+    fn read(bytes: &[u8]) -> Result<PackIndex, FormatError> {
+        PackIndex::read(bytes.len() as u64, |offset, len| {
+            let start = usize::try_from(offset).unwrap();
+            Ok(bytes[start..start + len].to_vec())
+        })
+    }
+
+    #[test]
+    fn a_pack_reads_back_as_it_was_built() {
+        let pack = sample();
+        let index = read(&pack.bytes).unwrap();
+        assert_eq!(index.entries(), pack.entries);
+        assert_eq!(index.block_digests(0), &pack.block_digests[..3]);
+        assert_eq!(index.block_digests(1), &[]);
+        assert_eq!(index.block_digests(2), &pack.block_digests[3..]);
+        assert_eq!(index.block_digests(4), &[]);
+        check_header(&pack.bytes[..16]).unwrap();
+        let entry = index.entries()[2];
+        let start = entry.offset as usize;
+        let stored = &pack.bytes[start..start + entry.stored_len as usize];
+        assert_eq!(decode(entry.encoding, stored, entry.plain_len).unwrap(), chunk(2, 64).0);
+    }
+
+    #[test]
+    fn a_pack_without_entries_reads_back() {
+        let builder = PackBuilder::new();
+        assert!(builder.is_empty());
+        let pack = builder.finish();
+        assert_eq!(read(&pack.bytes).unwrap().entries(), &[]);
     }
 }

@@ -1,121 +1,260 @@
-//! Segment maps as bytes.
+//! Segment maps as bytes: a table of chunks in order of first use, then the runs.
 //!
 //! ```text
-//! | format u32 | chunk count | chunk digests, 32 each | run count | runs |
-//! run: gap to the run before, count - 1, chunk and where in it
+//! 0       4        8             12          16                        one to nine bytes each
+//! | LMAP | format | chunk count | run count | chunk digests, 32 each | runs |
+//!
+//! a run's first byte:  c c c c  p g k k
+//!                      |        | | +-- chunk: 0 the last run's, 1 the next of the table, 2 by number
+//!                      |        | +---- gap: 0 starts where the last run ended, 1 a gap follows
+//!                      |        +------ position: 0 goes on where this chunk was left, 1 follows
+//!                      +--------------- block count less one; 15: a number follows
 //! ```
 //!
-//! Numbers are varints. A run goes on where the last run of its chunk ended unless it says
-//! otherwise, and lies in the same chunk as the run before or in the next new one unless it says
-//! otherwise, so that a fresh import costs some 4 bytes a run.
+//! **Invariants**: one map has one encoding, so equal maps have equal digests; whatever is not that
+//! encoding is refused.
 //!
-//! **Invariant**: one map has one encoding; no other decodes.
+//! **Failure**: at most one chunk and one run for each block of a segment are read, and never more
+//! than the bytes at hand can hold.
 
 use std::collections::HashMap;
 
-use model::digest::DIGEST_LEN;
-use model::map::Run;
-use model::{BLOCKS_PER_SEGMENT, ChunkDigest, MapDigest, SegmentMap};
+use model::block::BLOCKS_PER_SEGMENT;
+use model::{ChunkDigest, MapDigest, Run, SegmentMap};
 
-use crate::error::FormatError;
-use crate::reader::{Reader, put_varint};
+use crate::FormatError;
+use crate::cursor::{Cursor, push_varint};
 
-/// The format number of segment maps.
-pub const FORMAT: u32 = 1;
+/// The format number that [`encode_segment_map`] writes.
+pub const SEGMENT_MAP_FORMAT: u32 = 1;
 
 const WHAT: &str = "segment map";
+const MAGIC: [u8; 4] = *b"LMAP";
 
-/// A run's chunk is coded as `2 * back + moved`: how far back in the order of first use it lies, 0
-/// being the next chunk that was not used yet; and whether the place in it follows.
-fn code(back: u32, moved: bool) -> u32 {
-    2 * back + u32::from(moved)
-}
+const CHUNK_MASK: u8 = 0b11;
+const CHUNK_SAME: u8 = 0;
+const CHUNK_NEXT: u8 = 1;
+const CHUNK_NUMBERED: u8 = 2;
+const GAP: u8 = 1 << 2;
+const POSITION: u8 = 1 << 3;
+const COUNT_SHIFT: u32 = 4;
+/// From this count (less one) on, the rest is a number of its own.
+const COUNT_LONG: u32 = 15;
 
-/// The bytes of a map.
+/// Encodes a map. Cost: one hash-map look-up for each run.
 pub fn encode_segment_map(map: &SegmentMap) -> Vec<u8> {
-    let chunks = map.chunks();
-    let mut bytes = FORMAT.to_le_bytes().to_vec();
-    put_varint(&mut bytes, chunks.len() as u32);
-    chunks.iter().for_each(|chunk| bytes.extend_from_slice(chunk.as_bytes()));
-    put_varint(&mut bytes, map.runs().len() as u32);
-    let mut positions: HashMap<ChunkDigest, (u32, u32)> = HashMap::new();
-    let (mut end, mut used) = (0, 0);
+    let mut numbers: HashMap<ChunkDigest, u32> = HashMap::new();
+    let mut table = Vec::new();
+    let mut runs = Vec::with_capacity(map.runs().len() * 3);
+    let mut state = State::default();
     for run in map.runs() {
-        let (position, next) = *positions.entry(run.chunk).or_insert((used, 0));
-        let back = if position == used { 0 } else { used - position };
-        used = used.max(position + 1);
-        put_varint(&mut bytes, run.first_block - end);
-        put_varint(&mut bytes, run.block_count - 1);
-        let moved = run.first_in_chunk != next;
-        put_varint(&mut bytes, code(back, moved));
-        if moved {
-            put_varint(&mut bytes, run.first_in_chunk);
+        let next = state.left_at.len() as u32;
+        let number = *numbers.entry(run.chunk).or_insert(next);
+        if number == next {
+            table.extend_from_slice(&run.chunk.0);
         }
-        end = run.end_block();
-        positions.insert(run.chunk, (position, run.first_in_chunk + run.block_count));
+        state.encode(run, number, &mut runs);
     }
+    let mut bytes = Vec::with_capacity(16 + table.len() + runs.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&SEGMENT_MAP_FORMAT.to_le_bytes());
+    bytes.extend_from_slice(&(numbers.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&(map.runs().len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&table);
+    bytes.extend_from_slice(&runs);
     bytes
 }
 
-/// The map that bytes encode.
+/// Decodes a map. Cost: decodes and encodes again, to see that there was no other way to write it.
+///
+/// # Errors
+/// Where the bytes are cut short, hold runs that a map cannot have, or are not the encoding that
+/// [`encode_segment_map`] gives: fetch another copy.
 pub fn decode_segment_map(bytes: &[u8]) -> Result<SegmentMap, FormatError> {
-    let mut reader = Reader::new(WHAT, bytes);
-    reader.format(FORMAT)?;
-    let chunk_count = reader.varint()?;
-    if chunk_count > BLOCKS_PER_SEGMENT || chunk_count as usize > reader.remaining() / DIGEST_LEN {
-        return Err(reader.unsound("chunk count", chunk_count.into()));
+    let mut cursor = Cursor::new(WHAT, bytes);
+    cursor.preamble(MAGIC, SEGMENT_MAP_FORMAT)?;
+    let chunk_count = decode_count(&mut cursor, "chunk count")?;
+    let run_count = decode_count(&mut cursor, "run count")?;
+    let (chunks, _) = cursor.take(chunk_count * 32)?.as_chunks::<32>();
+    if run_count > cursor.remaining() {
+        return Err(FormatError::Truncated { what: WHAT, offset: bytes.len() as u64 });
     }
-    let mut chunks = Vec::with_capacity(chunk_count as usize);
-    for _ in 0..chunk_count {
-        chunks.push((ChunkDigest(reader.array()?), 0));
-    }
-    let run_count = reader.varint()?;
-    if run_count > BLOCKS_PER_SEGMENT || run_count as usize > reader.remaining() {
-        return Err(reader.unsound("run count", run_count.into()));
-    }
-    let mut runs = Vec::with_capacity(run_count as usize);
-    let (mut end, mut used) = (0u32, 0u32);
+    let mut runs = Vec::with_capacity(run_count);
+    let mut state = State::default();
     for _ in 0..run_count {
-        let run = decode_run(&mut reader, end, &mut used, &mut chunks)?;
-        end = run.end_block();
-        runs.push(run);
+        runs.push(state.decode(&mut cursor, chunks)?);
     }
-    reader.end()?;
-    let map = SegmentMap::new(runs).map_err(|position| reader.unsound("run", position as u64))?;
-    match encode_segment_map(&map) == bytes {
-        true => Ok(map),
-        false => Err(reader.unsound("encoding", 0)),
-    }
+    cursor.end()?;
+    let map = SegmentMap::new(runs).map_err(|position| FormatError::Unsound {
+        what: WHAT,
+        field: "run",
+        offset: 16 + chunk_count as u64 * 32,
+        value: position as u64,
+    })?;
+    check_canonical(bytes, &encode_segment_map(&map))?;
+    Ok(map)
 }
 
-fn decode_run(
-    reader: &mut Reader,
-    end: u32,
-    used: &mut u32,
-    chunks: &mut [(ChunkDigest, u32)],
-) -> Result<Run, FormatError> {
-    let gap = reader.varint()?;
-    let count = reader.varint()?;
-    let code = reader.varint()?;
-    let position = match code / 2 {
-        0 => Some(*used),
-        back => used.checked_sub(back),
-    };
-    let chunk = position.and_then(|position| chunks.get_mut(position as usize));
-    let Some((chunk, next)) = chunk else { return Err(reader.unsound("chunk", code.into())) };
-    if code / 2 == 0 {
-        *used += 1;
-    }
-    let first_in_chunk = if code % 2 == 1 { reader.varint()? } else { *next };
-    let in_segment = |value: u32| value < BLOCKS_PER_SEGMENT;
-    if !in_segment(gap) || !in_segment(count) || !in_segment(first_in_chunk) {
-        return Err(reader.unsound("run", gap.into()));
-    }
-    *next = first_in_chunk + count + 1;
-    Ok(Run { first_block: end + gap, block_count: count + 1, chunk: *chunk, first_in_chunk })
-}
-
-/// The digest by which a map is asked for: BLAKE3 over its bytes.
+/// The digest that names a map: BLAKE3 over its encoded bytes.
 pub fn map_digest(bytes: &[u8]) -> MapDigest {
     MapDigest(*blake3::hash(bytes).as_bytes())
+}
+
+fn decode_count(cursor: &mut Cursor<'_>, field: &'static str) -> Result<usize, FormatError> {
+    let count = cursor.u32()?;
+    match count <= BLOCKS_PER_SEGMENT {
+        true => Ok(count as usize),
+        false => Err(cursor.unsound_before(4, field, count.into())),
+    }
+}
+
+fn check_canonical(bytes: &[u8], canonical: &[u8]) -> Result<(), FormatError> {
+    if bytes == canonical {
+        return Ok(());
+    }
+    let same = bytes.iter().zip(canonical).take_while(|(a, b)| a == b).count();
+    Err(FormatError::NotCanonical { what: WHAT, offset: same as u64 })
+}
+
+/// What both sides know before each run.
+#[derive(Default)]
+struct State {
+    /// The block behind the last run.
+    end_block: u32,
+    /// The number of the last run's chunk.
+    last: Option<u32>,
+    /// For each chunk used so far, by number, the block behind the last that was used of it.
+    left_at: Vec<u32>,
+}
+
+impl State {
+    fn encode(&mut self, run: &Run, number: u32, bytes: &mut Vec<u8>) {
+        let gap = run.first_block - self.end_block;
+        let left_at = self.left_at.get(number as usize).copied();
+        let chunk = match left_at {
+            None => CHUNK_NEXT,
+            Some(_) if self.last == Some(number) => CHUNK_SAME,
+            Some(_) => CHUNK_NUMBERED,
+        };
+        let moved = run.first_in_chunk != left_at.unwrap_or(0);
+        let less_one = run.block_count - 1;
+        let mut head = chunk | (less_one.min(COUNT_LONG) as u8) << COUNT_SHIFT;
+        head |= if gap > 0 { GAP } else { 0 };
+        head |= if moved { POSITION } else { 0 };
+        bytes.push(head);
+        if less_one >= COUNT_LONG {
+            push_varint(bytes, less_one - COUNT_LONG);
+        }
+        if gap > 0 {
+            push_varint(bytes, gap - 1);
+        }
+        if chunk == CHUNK_NUMBERED {
+            push_varint(bytes, zigzag(number as i32 - self.last.unwrap_or(0) as i32));
+        }
+        if moved {
+            push_varint(bytes, run.first_in_chunk);
+        }
+        self.advance(run, number);
+    }
+
+    fn decode(&mut self, cursor: &mut Cursor<'_>, chunks: &[[u8; 32]]) -> Result<Run, FormatError> {
+        let unsound = |cursor: &Cursor<'_>, field, value: u64| FormatError::Unsound {
+            what: WHAT,
+            field,
+            offset: cursor.offset(),
+            value,
+        };
+        let head = cursor.u8()?;
+        let mut less_one = u32::from(head >> COUNT_SHIFT);
+        if less_one == COUNT_LONG {
+            less_one = less_one.saturating_add(cursor.varint("block count")?);
+        }
+        let gap = match head & GAP {
+            0 => 0,
+            _ => cursor.varint("gap")?.saturating_add(1),
+        };
+        let number = match head & CHUNK_MASK {
+            CHUNK_SAME => self.last,
+            CHUNK_NEXT => Some(self.left_at.len() as u32),
+            CHUNK_NUMBERED => {
+                let step = unzigzag(cursor.varint("chunk step")?);
+                self.last.and_then(|last| last.checked_add_signed(step))
+            }
+            _ => None,
+        };
+        let known = self.left_at.len() + usize::from(head & CHUNK_MASK == CHUNK_NEXT);
+        let number = number
+            .filter(|number| (*number as usize) < known.min(chunks.len()))
+            .ok_or_else(|| unsound(cursor, "chunk", head.into()))?;
+        let first_in_chunk = match head & POSITION {
+            0 => self.left_at.get(number as usize).copied().unwrap_or(0),
+            _ => cursor.varint("first in chunk")?,
+        };
+        // Checked here, so that the arithmetic of a run and of this state cannot overflow.
+        let first_block = self.end_block.saturating_add(gap);
+        let block_count = less_one.saturating_add(1);
+        for (field, value, max) in [
+            ("first block", first_block, BLOCKS_PER_SEGMENT),
+            ("block count", block_count, model::map::CHUNK_BLOCKS_MAX),
+            ("first in chunk", first_in_chunk, model::map::CHUNK_BLOCKS_MAX),
+        ] {
+            if value > max {
+                return Err(unsound(cursor, field, value.into()));
+            }
+        }
+        let chunk = ChunkDigest(chunks[number as usize]);
+        let run = Run { first_block, block_count, chunk, first_in_chunk };
+        self.advance(&run, number);
+        Ok(run)
+    }
+
+    fn advance(&mut self, run: &Run, number: u32) {
+        let left_at = run.first_in_chunk + run.block_count;
+        match self.left_at.get_mut(number as usize) {
+            Some(known) => *known = left_at,
+            None => self.left_at.push(left_at),
+        }
+        self.end_block = run.end_block();
+        self.last = Some(number);
+    }
+}
+
+/// Folds small steps in both directions into small numbers: 0, -1, 1, -2...
+fn zigzag(step: i32) -> u32 {
+    ((step << 1) ^ (step >> 31)) as u32
+}
+
+fn unzigzag(folded: u32) -> i32 {
+    (folded >> 1) as i32 ^ -((folded & 1) as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first_block: u32, block_count: u32, chunk: u8, first_in_chunk: u32) -> Run {
+        Run { first_block, block_count, chunk: ChunkDigest([chunk; 32]), first_in_chunk }
+    }
+
+    fn check(runs: Vec<Run>, run_bytes: &[u8]) {
+        let map = SegmentMap::new(runs).unwrap();
+        let bytes = encode_segment_map(&map);
+        assert_eq!(&bytes[16 + 32 * map.chunks().len()..], run_bytes, "{map:?}");
+        assert_eq!(decode_segment_map(&bytes).unwrap(), map);
+    }
+
+    #[test]
+    fn the_usual_runs_take_one_or_two_bytes() {
+        check(vec![], &[]);
+        // A fresh chunk from its start: short, and of 64 blocks.
+        check(vec![run(0, 3, 1, 0)], &[0x21]);
+        check(vec![run(0, 64, 1, 0), run(64, 64, 2, 0)], &[0xf1, 48, 0xf1, 48]);
+        // The same chunk goes on behind a hole.
+        check(vec![run(0, 3, 1, 0), run(5, 2, 1, 3)], &[0x21, 0x14, 1]);
+        // Back to an earlier chunk where it was left, then elsewhere in it.
+        check(
+            vec![run(0, 3, 1, 0), run(3, 1, 2, 0), run(4, 1, 1, 3), run(5, 1, 1, 9)],
+            &[0x21, 0x01, 0x02, 1, 0x08, 9],
+        );
+    }
 }
