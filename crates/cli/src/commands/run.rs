@@ -65,11 +65,8 @@ impl Run {
                 },
             },
         )?;
-        let drive = Drive::NbdUnix {
-            socket: socket.path(),
-            export: mirror.to_string(),
-            read_only: false,
-        };
+        let drive =
+            Drive::NbdUnix { socket: socket.path(), export: mirror.to_string(), read_only: false };
         let ended = run_guest(&GuestConfig {
             memory_mib,
             cpus: self.cpus,

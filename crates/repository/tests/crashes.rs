@@ -1,0 +1,113 @@
+//! Power loss at every step of an import and of a commit: the old version or the new one, whole.
+//!
+//! Packs lie on a simulated disk that forgets and reorders what was not synced. The catalog lies in
+//! a real SQLite file, which is opened anew: SQLite's own promise on power loss is taken as it is.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use catalog::SqliteCatalog;
+use env::simulated::SimulatedFileSystem;
+use env::{FileSystem, SeededEntropy, SystemClock};
+use model::progress::{Cancel, Silent};
+use model::{Kind, Result};
+use repository::{CommitRequest, Repository, Settings};
+use store::DirectoryPackStore;
+use support::{BytesSink, BytesSource, Difference, disk, request};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+fn open(disk: &SimulatedFileSystem, catalog: &Path, seed: u64) -> Result<Repository> {
+    let file_system: Arc<dyn FileSystem> = Arc::new(disk.clone());
+    let packs = DirectoryPackStore::open(file_system, Path::new("/packs"))?;
+    let catalog = SqliteCatalog::open(catalog, Arc::new(SystemClock))?;
+    let settings = Settings::new("test".into());
+    let entropy = Arc::new(SeededEntropy::new(seed));
+    Ok(Repository::from_parts(settings, Arc::new(catalog), Arc::new(packs), entropy))
+}
+
+fn export(repository: &Repository, reference: &str) -> Result<Vec<u8>> {
+    let version = repository.catalog().version(&reference.parse()?)?;
+    let sink = BytesSink::default();
+    repository.export(&version.id, Box::new(sink.clone()), &Silent, &Cancel::new())?;
+    let bytes = sink.0.lock().unwrap().clone();
+    Ok(bytes)
+}
+
+/// Runs `change` with the disk failing from its first operation on, then from its second, until it
+/// gets through; after each, the machine loses power, and `expected` versions must be what is there.
+fn check(error: i32, change: impl Fn(&Repository) -> Result<()>, old: &[u8], new: &[u8]) {
+    for step in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = folder.path().join("catalog.sqlite");
+        let disk = SimulatedFileSystem::new();
+        let repository = open(&disk, &catalog, step).unwrap();
+        let mut source = BytesSource::new(old);
+        repository.import(&mut source, &request("web", &Cancel::new())).unwrap();
+        disk.fail_from(disk.operation_count() + step, error);
+        let changed = change(&repository);
+        drop(repository);
+        let after = disk.crash(step);
+        after.heal();
+        let repository = open(&after, &catalog, step + 1000).unwrap();
+        assert!(export(&repository, "web@1").unwrap() == old, "the old version, step {step}");
+        match export(&repository, "web@2") {
+            Ok(bytes) => assert!(bytes == new, "the new version, step {step}"),
+            Err(missing) => {
+                assert_eq!(missing.kind(), Kind::NotFound, "step {step}: {}", missing.chain());
+                assert!(changed.is_err(), "what was acknowledged exists, step {step}");
+            }
+        }
+        // Whatever was left, the next try gets through.
+        let mut source = BytesSource::new(new);
+        let again = repository.import(&mut source, &request("web", &Cancel::new())).unwrap();
+        let reference = again.version.id.to_string();
+        assert!(export(&repository, &reference).unwrap() == new, "tried again, step {step}");
+        if changed.is_ok() {
+            assert!(step > 5, "the disk was used");
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_import_is_there_whole_or_not_at_all_after_power_loss_at_any_step() {
+    let (old, new) = (disk(1, 1 << 20, 1 << 40), disk(2, 36 << 20, 1 << 40));
+    for error in [EIO, ENOSPC] {
+        check(
+            error,
+            |repository| {
+                let mut source = BytesSource::new(&new);
+                repository.import(&mut source, &request("web", &Cancel::new())).map(drop)
+            },
+            &old,
+            &new,
+        );
+    }
+}
+
+#[test]
+fn a_commit_is_there_whole_or_not_at_all_after_power_loss_at_any_step() {
+    let old = disk(3, 3 << 20, 1 << 40);
+    let mut new = old.clone();
+    new[100_000..900_000].copy_from_slice(&disk(4, 800_000, 1 << 40));
+    check(
+        EIO,
+        |repository| {
+            let parent = repository.catalog().version(&"web@1".parse()?)?.id;
+            let request = CommitRequest {
+                image: parent.image.clone(),
+                parent,
+                tag: None,
+                origin: "test".into(),
+                progress: &Silent,
+            };
+            repository.commit(&Difference { old: &old, new: &new }, &request).map(drop)
+        },
+        &old,
+        &new,
+    );
+}
