@@ -42,6 +42,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("abandoned packs are gone", abandoned_packs_are_gone),
     ("abandon spares what others may use", abandon_spares_what_others_may_use),
     ("abandon spares what was adopted", abandon_spares_what_was_adopted),
+    ("abandon spares first places", abandon_spares_what_holds_the_entries_of_others),
     ("entries keep their first place", entries_keep_their_first_place),
     ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
     ("nothing crosses realms", nothing_crosses_realms),
@@ -367,6 +368,21 @@ pub fn abandon_spares_what_was_adopted(catalog: &dyn Catalog) {
     assert_eq!(catalog.abandon_lease(first).unwrap(), [unused.name]);
     assert_eq!(catalog.pack(id).unwrap().name, used.name);
     let found = catalog.locate(&Realm::default_realm(), &digests(&used)).unwrap();
+    assert!(found.iter().all(Option::is_some));
+}
+
+/// Two writers store the same chunk at the same time; the first gives up after the second has
+/// published. The chunk's place is in the first one's pack, and stays.
+pub fn abandon_spares_what_holds_the_entries_of_others(catalog: &dyn Catalog) {
+    let (first, second) = (catalog.begin_lease(LONG).unwrap(), catalog.begin_lease(LONG).unwrap());
+    let id = catalog.add_pack(first, &pack(1)).unwrap();
+    let own = catalog.add_pack(first, &pack(2)).unwrap();
+    let same = NewPack { name: pack(9).name, ..pack(1) };
+    catalog.add_pack(second, &same).unwrap();
+    catalog.publish(second, &publication("a")).unwrap();
+    assert_eq!(catalog.abandon_lease(first).unwrap(), [pack(2).name]);
+    assert!(catalog.pack(id).is_ok() && catalog.pack(own).is_err());
+    let found = catalog.locate(&Realm::default_realm(), &digests(&same)).unwrap();
     assert!(found.iter().all(Option::is_some));
 }
 

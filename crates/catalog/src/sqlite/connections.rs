@@ -35,6 +35,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// before SQLite copies it into the file.
 const LOG_LEN_KEPT: &str = "1048576";
 
+/// What each connection keeps of the file's pages: 8 MiB, in SQLite's way of saying KiB.
+const PAGE_CACHE: &str = "-8192";
+
 /// All connections of one catalog to its file.
 pub(super) struct Connections {
     file: PathBuf,
@@ -152,6 +155,7 @@ impl Connections {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("journal_size_limit", LOG_LEN_KEPT)
+            .pragma("cache_size", PAGE_CACHE)
             .thread_name(|_| "catalog".to_string())
             .disable_statement_logging()
     }
