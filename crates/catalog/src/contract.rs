@@ -33,6 +33,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("an image that must be new", an_image_that_must_be_new_is_refused_when_it_exists),
     ("tags move", tags_move),
     ("labels are set and taken away", labels_are_set_and_taken_away),
+    ("the list shows the latest", the_list_shows_the_latest_version),
     ("the list is filtered", the_list_is_filtered),
     ("what is removed is gone", what_is_removed_is_gone),
     ("attaches are counted", attaches_are_counted),
@@ -184,6 +185,25 @@ pub fn labels_are_set_and_taken_away(catalog: &dyn Catalog) {
     catalog.set_label(&image, &key, None).unwrap();
     assert!(catalog.version(&reference("a")).unwrap().labels.is_empty());
     assert_eq!(kind(catalog.set_label(&name("b"), &key, Some("x"))), Kind::NotFound);
+}
+
+/// A list shows the length and age of the latest version, whichever that is.
+pub fn the_list_shows_the_latest_version(catalog: &dyn Catalog) {
+    for length in [3 << 30, 5 << 30, 1 << 30] {
+        let lease = catalog.begin_lease(LONG).unwrap();
+        let mut sized = publication("a");
+        sized.facts.length = length;
+        catalog.publish(lease, &sized).unwrap();
+    }
+    for length in [1 << 30, 5 << 30, 3 << 30] {
+        let latest = catalog.version(&reference("a")).unwrap();
+        let [image] = &catalog.images(&ImageFilter::default()).unwrap()[..] else {
+            panic!("one image")
+        };
+        assert_eq!((image.length, image.created), (length, latest.created));
+        assert_eq!(image.versions.last(), Some(&latest.id.version));
+        catalog.remove_version(&latest.id).unwrap();
+    }
 }
 
 /// Images come by name; labels must all match, text may occur anywhere, in any case.

@@ -40,6 +40,10 @@ const LOG_LEN_KEPT: &str = "1048576";
 /// What each connection keeps of the file's pages: 8 MiB, in SQLite's way of saying KiB.
 const PAGE_CACHE: &str = "-8192";
 
+/// How many rows a connection's thread reads ahead of the caller. Each time one waits for the other
+/// costs as much as some rows.
+const ROWS_AHEAD: usize = 1024;
+
 /// All connections of one catalog to its file.
 pub(super) struct Connections {
     file: PathBuf,
@@ -153,6 +157,7 @@ impl Connections {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("journal_size_limit", LOG_LEN_KEPT)
             .pragma("cache_size", PAGE_CACHE)
+            .row_buffer_size(ROWS_AHEAD)
             .thread_name(|_| "catalog".to_string())
             .disable_statement_logging()
     }
