@@ -33,6 +33,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("an image that must be new", an_image_that_must_be_new_is_refused_when_it_exists),
     ("tags move", tags_move),
     ("labels are set and taken away", labels_are_set_and_taken_away),
+    ("the list shows the latest", the_list_shows_the_latest_version),
     ("the list is filtered", the_list_is_filtered),
     ("what is removed is gone", what_is_removed_is_gone),
     ("attaches are counted", attaches_are_counted),
@@ -42,6 +43,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("abandoned packs are gone", abandoned_packs_are_gone),
     ("abandon spares what others may use", abandon_spares_what_others_may_use),
     ("abandon spares what was adopted", abandon_spares_what_was_adopted),
+    ("abandon spares first places", abandon_spares_what_holds_the_entries_of_others),
     ("entries keep their first place", entries_keep_their_first_place),
     ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
     ("nothing crosses realms", nothing_crosses_realms),
@@ -183,6 +185,25 @@ pub fn labels_are_set_and_taken_away(catalog: &dyn Catalog) {
     catalog.set_label(&image, &key, None).unwrap();
     assert!(catalog.version(&reference("a")).unwrap().labels.is_empty());
     assert_eq!(kind(catalog.set_label(&name("b"), &key, Some("x"))), Kind::NotFound);
+}
+
+/// A list shows the length and age of the latest version, whichever that is.
+pub fn the_list_shows_the_latest_version(catalog: &dyn Catalog) {
+    for length in [3 << 30, 5 << 30, 1 << 30] {
+        let lease = catalog.begin_lease(LONG).unwrap();
+        let mut sized = publication("a");
+        sized.facts.length = length;
+        catalog.publish(lease, &sized).unwrap();
+    }
+    for length in [1 << 30, 5 << 30, 3 << 30] {
+        let latest = catalog.version(&reference("a")).unwrap();
+        let [image] = &catalog.images(&ImageFilter::default()).unwrap()[..] else {
+            panic!("one image")
+        };
+        assert_eq!((image.length, image.created), (length, latest.created));
+        assert_eq!(image.versions.last(), Some(&latest.id.version));
+        catalog.remove_version(&latest.id).unwrap();
+    }
 }
 
 /// Images come by name; labels must all match, text may occur anywhere, in any case.
@@ -367,6 +388,21 @@ pub fn abandon_spares_what_was_adopted(catalog: &dyn Catalog) {
     assert_eq!(catalog.abandon_lease(first).unwrap(), [unused.name]);
     assert_eq!(catalog.pack(id).unwrap().name, used.name);
     let found = catalog.locate(&Realm::default_realm(), &digests(&used)).unwrap();
+    assert!(found.iter().all(Option::is_some));
+}
+
+/// Two writers store the same chunk at the same time; the first gives up after the second has
+/// published. The chunk's place is in the first one's pack, and stays.
+pub fn abandon_spares_what_holds_the_entries_of_others(catalog: &dyn Catalog) {
+    let (first, second) = (catalog.begin_lease(LONG).unwrap(), catalog.begin_lease(LONG).unwrap());
+    let id = catalog.add_pack(first, &pack(1)).unwrap();
+    let own = catalog.add_pack(first, &pack(2)).unwrap();
+    let same = NewPack { name: pack(9).name, ..pack(1) };
+    catalog.add_pack(second, &same).unwrap();
+    catalog.publish(second, &publication("a")).unwrap();
+    assert_eq!(catalog.abandon_lease(first).unwrap(), [pack(2).name]);
+    assert!(catalog.pack(id).is_ok() && catalog.pack(own).is_err());
+    let found = catalog.locate(&Realm::default_realm(), &digests(&same)).unwrap();
     assert!(found.iter().all(Option::is_some));
 }
 

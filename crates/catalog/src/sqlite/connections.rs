@@ -15,13 +15,15 @@
 
 use std::ops::AsyncFnOnce;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use model::{Error, Kind, Result};
 use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
-use tokio::runtime::Runtime;
 
 use super::failure::Failure;
 
@@ -35,10 +37,16 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// before SQLite copies it into the file.
 const LOG_LEN_KEPT: &str = "1048576";
 
+/// What each connection keeps of the file's pages: 8 MiB, in SQLite's way of saying KiB.
+const PAGE_CACHE: &str = "-8192";
+
+/// How many rows a connection's thread reads ahead of the caller. Each time one waits for the other
+/// costs as much as some rows.
+const ROWS_AHEAD: usize = 1024;
+
 /// All connections of one catalog to its file.
 pub(super) struct Connections {
     file: PathBuf,
-    runtime: Runtime,
     writer: Mutex<Option<SqliteConnection>>,
     readers: Mutex<Readers>,
     reader_returned: Condvar,
@@ -56,10 +64,8 @@ impl Connections {
         let unusable = |error| Error::io("open the catalog", file.display().to_string(), error);
         // SQLite takes a path that starts with `file:` for a URI; an absolute one never does.
         let absolute = std::path::absolute(file).map_err(unusable)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(unusable)?;
         Ok(Connections {
             file: absolute,
-            runtime,
             writer: Mutex::new(None),
             readers: Mutex::default(),
             reader_returned: Condvar::new(),
@@ -79,19 +85,18 @@ impl Connections {
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Failure>,
     ) -> Result<T> {
         let mut writer = lock(&self.writer);
-        self.runtime
-            .block_on(async {
-                let mut connection = match writer.take() {
-                    Some(connection) => connection,
-                    None => self.options().connect().await?,
-                };
-                let (outcome, sound) = in_transaction(&mut connection, work).await;
-                if sound {
-                    *writer = Some(connection);
-                }
-                outcome
-            })
-            .map_err(|failure| failure.into_error(operation, &self.file))
+        wait_for(async {
+            let mut connection = match writer.take() {
+                Some(connection) => connection,
+                None => self.options().connect().await?,
+            };
+            let (outcome, sound) = in_transaction(&mut connection, work).await;
+            if sound {
+                *writer = Some(connection);
+            }
+            outcome
+        })
+        .map_err(|failure| failure.into_error(operation, &self.file))
     }
 
     /// Runs work that only reads. Each statement sees one state of the catalog; two statements may
@@ -102,19 +107,18 @@ impl Connections {
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Failure>,
     ) -> Result<T> {
         let mut place = self.reader();
-        self.runtime
-            .block_on(async {
-                let mut connection = match place.connection.take() {
-                    Some(connection) => connection,
-                    None => self.options().pragma("query_only", "ON").connect().await?,
-                };
-                let outcome = work(&mut connection).await;
-                if !outcome.as_ref().is_err_and(Failure::spoils_connection) {
-                    place.connection = Some(connection);
-                }
-                outcome
-            })
-            .map_err(|failure| failure.into_error(operation, &self.file))
+        wait_for(async {
+            let mut connection = match place.connection.take() {
+                Some(connection) => connection,
+                None => self.options().pragma("query_only", "ON").connect().await?,
+            };
+            let outcome = work(&mut connection).await;
+            if !outcome.as_ref().is_err_and(Failure::spoils_connection) {
+                place.connection = Some(connection);
+            }
+            outcome
+        })
+        .map_err(|failure| failure.into_error(operation, &self.file))
     }
 
     /// Makes the file if there is none, empty and with the settings that must precede its first
@@ -136,7 +140,7 @@ impl Connections {
             .create_if_missing(true)
             .auto_vacuum(SqliteAutoVacuum::Incremental)
             .journal_mode(SqliteJournalMode::Wal);
-        let opened = self.runtime.block_on(options.connect());
+        let opened = wait_for(options.connect());
         *lock(&self.writer) =
             Some(opened.map_err(|e| Failure::from(e).into_error(operation, &self.file))?);
         let done = self.write(operation, work)?;
@@ -152,6 +156,8 @@ impl Connections {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("journal_size_limit", LOG_LEN_KEPT)
+            .pragma("cache_size", PAGE_CACHE)
+            .row_buffer_size(ROWS_AHEAD)
             .thread_name(|_| "catalog".to_string())
             .disable_statement_logging()
     }
@@ -178,7 +184,7 @@ impl Drop for Connections {
         let writer = lock(&self.writer).take();
         let idle = std::mem::take(&mut lock(&self.readers).idle);
         // Failing here loses nothing: what was acknowledged is in the log, durable.
-        self.runtime.block_on(async {
+        wait_for(async {
             for reader in idle {
                 let _ = reader.close().await;
             }
@@ -231,6 +237,28 @@ async fn in_transaction<T>(
             let rolled_back = transaction.rollback().await.is_ok();
             let sound = rolled_back && !failure.spoils_connection();
             (Err(failure), sound)
+        }
+    }
+}
+
+/// Runs a future to its end on this thread, which sleeps while the connection's own thread works.
+///
+/// No runtime is needed, because no timer and no socket is waited for, and none is wanted: a runtime's
+/// own `block_on` panics on threads that drive another one.
+fn wait_for<T>(future: impl Future<Output = T>) -> T {
+    struct Sleeper(Thread);
+    impl Wake for Sleeper {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Sleeper(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(done) => return done,
+            Poll::Pending => thread::park(),
         }
     }
 }

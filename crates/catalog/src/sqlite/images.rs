@@ -14,20 +14,18 @@ use crate::records::{ImageFilter, ImageRecord};
 /// Everything of every image, a row for each; `?1` is true where the versions' origins are wanted.
 ///
 /// Lists within a row are joined by SQLite: rows cost more than bytes, since each crosses from the
-/// connection's thread to the caller's.
+/// connection's thread to the caller's. Length and creation are those of the row with the greatest
+/// number: SQLite takes columns beside a lone `max` from the row that has it
+/// (<https://www.sqlite.org/lang_select.html#bareagg>).
 const LIST: &str = "
-    SELECT i.name, v.length, v.created,
-           (SELECT group_concat(w.number, ' ') FROM version w WHERE w.image = i.id) AS versions,
+    SELECT i.name, v.length, v.created, v.versions, v.origins,
            (SELECT group_concat(t.name || ':' || t.number, ' ') FROM tag t
              WHERE t.image = i.id) AS tags,
-           (SELECT json_group_object(l.key, l.value) FROM label l WHERE l.image = i.id) AS labels,
-           CASE WHEN ?1 THEN
-               (SELECT group_concat(w.origin, char(10)) FROM version w WHERE w.image = i.id)
-           END AS origins
-      FROM image i
-      JOIN version v ON v.image = i.id
-       AND v.number = (SELECT max(number) FROM version WHERE image = i.id)
-     ORDER BY i.name";
+           (SELECT json_group_object(l.key, l.value) FROM label l WHERE l.image = i.id) AS labels
+      FROM (SELECT image, max(number), length, created, group_concat(number, ' ') AS versions,
+                   group_concat(CASE WHEN ?1 THEN origin END, char(10)) AS origins
+              FROM version GROUP BY image) v
+      JOIN image i ON i.id = v.image";
 
 /// The images that pass a filter, by name.
 pub(super) async fn list(
@@ -57,6 +55,7 @@ pub(super) async fn list(
             images.push(image);
         }
     }
+    images.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(images)
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn add(
             .because("the catalog knows a pack of this name")
             .into());
     };
-    sqlx::query(asked!(
+    let inserted = sqlx::query(asked!(
         "?2",
         "INSERT OR IGNORE INTO entry
                 (realm, digest, pack, offset, stored_len, plain_len, encoding, kind)
@@ -72,6 +72,9 @@ pub(super) async fn add(
     .bind(id)
     .execute(&mut *connection)
     .await?;
+    if inserted.rows_affected() < pack.entries.len() as u64 {
+        adopt_holders(connection, lease, realm, &entries).await?;
+    }
     sqlx::query(asked!(
         "?2",
         "INSERT OR IGNORE INTO hook (realm, hook, pack)
@@ -84,6 +87,33 @@ pub(super) async fn add(
     .execute(connection)
     .await?;
     Ok(PackId(id))
+}
+
+/// Makes the packs nobody's that hold the places of known entries.
+///
+/// Whoever brings an entry again will refer to it without naming the pack that it was first in. Were
+/// that pack's lease abandoned later, the entry would be lost although a second pack has its bytes.
+async fn adopt_holders(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+    realm: i64,
+    entries: &Batch,
+) -> Result<(), Failure> {
+    sqlx::query(asked!(
+        "?2",
+        "UPDATE pack SET lease = NULL, condemned = 0
+          WHERE lease IS NOT NULL AND lease <> ?4
+            AND id IN (SELECT e.pack FROM asked
+                        CROSS JOIN entry e ON e.realm = ?3
+                                          AND e.digest = substr(?1, i * 132 + 1, 32))"
+    ))
+    .bind(&entries.bytes)
+    .bind(entries.count)
+    .bind(realm)
+    .bind(lease.0)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 fn entry_batch(pack: &NewPack) -> Result<Batch> {
