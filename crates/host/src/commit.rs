@@ -5,6 +5,8 @@
 //!                                        └─ failed ──► abandon: all stays dirty
 //! ```
 
+use std::sync::Arc;
+
 use env::{Clock, SystemClock};
 use mirror::Mirror;
 use model::progress::Progress;
@@ -54,7 +56,7 @@ pub struct Outcome {
 /// Those of the repository; then the mirror keeps all its changes.
 pub fn commit(
     repository: &Repository,
-    mirror: &Mirror,
+    mirror: &Arc<Mirror>,
     options: &CommitOptions,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
@@ -63,7 +65,7 @@ pub fn commit(
     if let Some(image) = &options.to {
         clone(repository, mirror, &ImageName::new(image)?)?;
     }
-    let parent = mirror.parent();
+    let parent = mirror.binding().parent;
     let sealed = mirror.seal()?;
     let pause = sealed.pause();
     let request = CommitRequest {
@@ -76,7 +78,7 @@ pub fn commit(
     let committed = match repository.commit(&sealed, &request) {
         Ok(committed) => committed,
         Err(error) => {
-            mirror.abandon_commit(sealed)?;
+            mirror.abandon_commit(sealed);
             return Err(error);
         }
     };
@@ -102,8 +104,8 @@ pub fn commit(
 }
 
 /// Binds a mirror, changes and all, to a new image that is a clone of its parent.
-pub fn clone(repository: &Repository, mirror: &Mirror, image: &ImageName) -> Result<VersionId> {
-    let version = repository.catalog().clone_version(&mirror.parent(), image)?;
+pub fn clone(repository: &Repository, mirror: &Arc<Mirror>, image: &ImageName) -> Result<VersionId> {
+    let version = repository.catalog().clone_version(&mirror.binding().parent, image)?;
     mirror.rebind(version.id.clone())?;
     Ok(version.id)
 }

@@ -64,13 +64,13 @@ fn status(state: &StateFolder, name: &MirrorName) -> Result<MirrorStatus> {
     let summary = Mirror::inspect(state, name)?;
     Ok(MirrorStatus {
         name: name.to_string(),
-        base: summary.parent.to_string(),
-        length_bytes: summary.length,
-        dirty_bytes: summary.dirty_len,
+        base: summary.binding.parent.to_string(),
+        length_bytes: summary.binding.length,
+        dirty_bytes: summary.dirty_bytes,
         fetched_bytes: 0,
         fetched_plain_bytes: 0,
-        host_bytes: summary.host_len,
-        served_by: None,
+        host_bytes: summary.host_bytes + summary.fetched_bytes,
+        served_by: summary.owner,
         exports: Vec::new(),
     })
 }
@@ -90,7 +90,7 @@ pub fn commit(
         None => {}
     }
     let repository = open_repository()?;
-    let mirror = Mirror::reopen(state, name, repository.chunks())?;
+    let mirror = Mirror::reopen(state, name, |_| Ok(repository.chunks()))?;
     let outcome = commit::commit(&repository, &mirror, options, progress)?;
     mirror.close()?;
     Ok(outcome)

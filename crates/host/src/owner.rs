@@ -101,7 +101,7 @@ impl Owner {
 
     /// What to say now that it is served.
     pub fn ready(&self) -> Ready {
-        let parent = self.shared.mirror.parent();
+        let parent = self.shared.mirror.binding().parent;
         Ready {
             event: "ready",
             mirror: self.shared.mirror.name().to_string(),
@@ -165,12 +165,12 @@ impl Shared {
         let statistics = self.mirror.statistics();
         MirrorStatus {
             name: self.mirror.name().to_string(),
-            base: self.mirror.parent().to_string(),
+            base: self.mirror.binding().parent.to_string(),
             length_bytes: self.mirror.length(),
-            dirty_bytes: statistics.dirty_len,
+            dirty_bytes: statistics.dirty_bytes,
             fetched_bytes: self.repository.chunks().read_len(),
-            fetched_plain_bytes: statistics.fetched_len,
-            host_bytes: statistics.host_len,
+            fetched_plain_bytes: statistics.fetched_bytes,
+            host_bytes: statistics.host_bytes,
             served_by: Some(std::process::id()),
             exports: self.doors_list(),
         }
@@ -227,7 +227,7 @@ fn open_mirror(
     let wanted = repository.catalog().version(&request.reference)?;
     let chunks = repository.chunks();
     if Mirror::exists(state, name)? {
-        let mirror = Mirror::reopen(state, name, chunks)?;
+        let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
         check_bound_to(repository, &mirror, &wanted.id)?;
         return Ok(mirror);
     }
@@ -245,7 +245,7 @@ fn open_mirror(
 /// A mirror that is opened again must be of the version that was asked for: its changes cannot be
 /// put upon another.
 fn check_bound_to(repository: &Repository, mirror: &Mirror, wanted: &VersionId) -> Result<()> {
-    let parent = mirror.parent();
+    let parent = mirror.binding().parent;
     let refuse = |reason: String| {
         Err(Error::new(Kind::Refused, "attach", mirror.name().as_str()).because(reason).hint(
             format!(
@@ -257,9 +257,12 @@ fn check_bound_to(repository: &Repository, mirror: &Mirror, wanted: &VersionId) 
     if parent != *wanted {
         return refuse(format!("this mirror is of {parent}, not of {wanted}"));
     }
-    let known = repository.catalog().version(&parent.clone().into())?;
-    if known.facts.content != mirror.parent_content() {
-        return refuse(format!("it was made from another {parent}, of another repository"));
+    // The base may have been removed since; as long as it is there it must be the same.
+    match repository.catalog().version(&mirror.base().into()) {
+        Ok(base) if base.facts.content != mirror.binding().content => {
+            refuse(format!("it was made from another {}, of another repository", mirror.base()))
+        }
+        Err(error) if error.kind() != Kind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }

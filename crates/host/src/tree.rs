@@ -64,7 +64,7 @@ impl Tree for MirrorTree {
             length: record.facts.length,
         };
         let view: Arc<dyn Device> =
-            Arc::new(ReadOnlyView::open(&self.state, binding, self.repository.chunks())?);
+            Arc::new(ReadOnlyView::open(&self.state, &binding, self.repository.chunks())?);
         Ok(view)
     }
 
