@@ -1,1 +1,3 @@
 //! Bytes on disk: Larder's own layouts and foreign disk formats.
+
+pub mod foreign;
