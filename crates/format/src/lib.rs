@@ -8,6 +8,7 @@
 //! | [`manifest`] | the root of a version's layout and its leaves | `docs/formats/manifest.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
 //! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
+//! | [`foreign`] | disk formats of others: raw, qcow2, and what qemu-img knows | `docs/formats/foreign.md` |
 //! | [`error`] | what was wrong with the bytes, and where | |
 //!
 //! Numbers are little endian everywhere. Every decoder is total: whatever the bytes, it returns a
@@ -17,6 +18,7 @@
 mod cursor;
 pub mod entry;
 pub mod error;
+pub mod foreign;
 pub mod manifest;
 pub mod mirror_log;
 pub mod pack;
