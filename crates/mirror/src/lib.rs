@@ -1,1 +1,47 @@
 //! One host's lazy, writable view of one version.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`mirror`] | a mirror's life: create, reopen, rebind, close |
+//! | [`device`] | its reads and writes |
+//! | [`flush`] | its flushes: bytes, then the log |
+//! | [`seal`] | its changes, standing still for a commit |
+//! | [`view`] | a version to be read without a mirror |
+//! | [`state_folder`] | where a host keeps mirrors and bases; what can be told without owning one |
+//! | [`plan`] | where the bytes of a read are |
+//! | [`extents`] | which parts of a disk hold data |
+//! | [`overlay`] | the states of an overlay's blocks |
+//! | [`live`] | the same, as they survive the process |
+//! | [`log`] | the same, as they survive power loss |
+//! | [`base`] | the local copy of a content and its presence |
+//! | [`fetch`] | how a base gets what it misses |
+//! | [`chunks`] | chunks that were used a moment ago |
+//! | [`flights`] | fetches that are under way |
+//! | [`readahead`], [`background`] | fetching what will be read next |
+//! | [`segments`] | something kept for each touched segment |
+//!
+//! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
+
+mod background;
+mod base;
+mod chunks;
+pub mod device;
+mod extents;
+mod fetch;
+mod flights;
+pub mod flush;
+mod live;
+mod log;
+pub mod mirror;
+mod overlay;
+mod plan;
+mod readahead;
+pub mod seal;
+mod segments;
+pub mod state_folder;
+pub mod view;
+
+pub use mirror::{Mirror, Statistics};
+pub use seal::Sealed;
+pub use state_folder::{Binding, MirrorSummary, StateFolder};
+pub use view::ReadOnlyView;

@@ -1,0 +1,66 @@
+//! One thread per state folder for what nobody waits for: fetching ahead and checkpoints.
+//!
+//! **Failure**: a job that does not fit into the queue, or fails, is forgotten: whoever needs the
+//! block fetches it, and the next checkpoint holds what this one did not.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock, Weak};
+
+use crate::base::Base;
+use crate::fetch::BaseView;
+
+const QUEUE_MAX: usize = 8;
+
+enum Job {
+    Prefetch(Weak<BaseView>, Range<u64>),
+    Checkpoint(Weak<Base>),
+}
+
+/// The thread, started with the first job; it ends after the last owner is gone.
+#[derive(Debug, Default)]
+pub(crate) struct Background {
+    queue: OnceLock<Option<SyncSender<Job>>>,
+}
+
+impl Background {
+    /// None at all: jobs are forgotten. For tests that count what happens.
+    pub(crate) fn none() -> Self {
+        Background { queue: OnceLock::from(None) }
+    }
+
+    pub(crate) fn prefetch(&self, view: &Arc<BaseView>, blocks: Range<u64>) {
+        self.send(Job::Prefetch(Arc::downgrade(view), blocks));
+    }
+
+    pub(crate) fn checkpoint(&self, base: &Arc<Base>) {
+        self.send(Job::Checkpoint(Arc::downgrade(base)));
+    }
+
+    fn send(&self, job: Job) {
+        let queue = self.queue.get_or_init(|| {
+            let (sender, receiver) = sync_channel(QUEUE_MAX);
+            let thread = std::thread::Builder::new().name("mirror-background".into());
+            thread.spawn(move || work(&receiver)).ok().map(|_| sender)
+        });
+        if let Some(queue) = queue {
+            let _ = queue.try_send(job);
+        }
+    }
+}
+
+fn work(queue: &Receiver<Job>) {
+    while let Ok(job) = queue.recv() {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match job {
+            Job::Prefetch(view, blocks) => {
+                view.upgrade().map_or(Ok(()), |view| view.ensure_present(blocks))
+            }
+            Job::Checkpoint(base) => base.upgrade().map_or(Ok(()), |base| base.checkpoint()),
+        }));
+        match done {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = %error.chain(), "background work failed"),
+            Err(_) => tracing::warn!("background work panicked"),
+        }
+    }
+}

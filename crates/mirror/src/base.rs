@@ -1,0 +1,334 @@
+//! A host's local copy, as far as present, of one content. Shared by all mirrors of it.
+//!
+//! ```text
+//! bases/<content digest>/data           sparse, same addresses as the disk
+//!                        presence       bits of blocks that are durable
+//!                        live.<boot>    bits of blocks that are in the page cache of this boot
+//! ```
+//!
+//! **Invariants**: a bit is set in memory after the block's bytes are in `data`, in `live` after
+//! that, in `presence` after `data` was synced. Bits are never cleared while the base is open.
+//!
+//! **Failure**: after power loss only `presence` counts, because the boot id, and with it the name
+//! of `live`, is another. Two processes may lose each other's bits: a block is fetched once more.
+//! A full disk loses bits too, but no bytes.
+//!
+//! **Not here**: where bytes come from ([`crate::fetch`]); eviction.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use env::{File, FileSystem, OpenMode};
+use format::presence::{
+    PRESENCE_HEADER_LEN, PRESENCE_SEGMENT_LEN, PresenceError, PresenceHeader, PresenceKind,
+    WORDS_PER_SEGMENT, decode_words, segment_offset,
+};
+use model::block::{block_count, segment_count};
+use model::{BLOCK_LEN, ChunkDigest, ContentDigest, Error, Kind, Result};
+
+use crate::flights::Flights;
+use crate::plan::BaseBlock;
+use crate::segments::SegmentTable;
+
+/// Bytes that may be fetched before the next checkpoint.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+/// What is being fetched into a base.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FetchKey {
+    Map(u32),
+    Chunk(u32, ChunkDigest),
+}
+
+/// The presence of one segment's blocks.
+#[derive(Debug)]
+pub(crate) struct BaseSegment {
+    /// Empty where the whole segment is a hole.
+    present: Box<[AtomicU64]>,
+    publishing: Mutex<()>,
+}
+
+/// A host's local copy of one content.
+#[derive(Debug)]
+pub(crate) struct Base {
+    content: ContentDigest,
+    length: u64,
+    pub(crate) data: Arc<dyn File>,
+    presence: Arc<dyn File>,
+    live: Arc<dyn File>,
+    segments: SegmentTable<Box<BaseSegment>>,
+    pub(crate) flights: Flights<FetchKey>,
+    /// Segments with bits that no checkpoint holds yet.
+    unsaved: Mutex<BTreeSet<u32>>,
+    unsaved_bytes: AtomicU64,
+    checkpointing: Mutex<()>,
+}
+
+impl BaseSegment {
+    /// What is known of a block, counted from the start of the segment.
+    #[inline]
+    pub(crate) fn block(&self, block: u32) -> BaseBlock {
+        match self.present.get(block as usize / 64) {
+            None => BaseBlock::Hole,
+            Some(word) if word.load(Ordering::Acquire) >> (block % 64) & 1 == 1 => {
+                BaseBlock::Present
+            }
+            Some(_) => BaseBlock::Missing,
+        }
+    }
+
+    /// The first block of `first..end` that is missing.
+    pub(crate) fn first_missing(&self, first: u32, end: u32) -> Option<u32> {
+        (first..end).find(|block| self.block(*block) == BaseBlock::Missing)
+    }
+
+    fn merge(&self, words: &[u64; WORDS_PER_SEGMENT]) {
+        for (present, word) in self.present.iter().zip(words).filter(|(_, word)| **word != 0) {
+            present.fetch_or(*word, Ordering::Release);
+        }
+    }
+
+    fn words(&self) -> [u64; WORDS_PER_SEGMENT] {
+        let mut words = [0; WORDS_PER_SEGMENT];
+        for (word, present) in words.iter_mut().zip(&self.present) {
+            *word = present.load(Ordering::Acquire);
+        }
+        words
+    }
+}
+
+/// Bits to be set in one segment.
+#[derive(Debug)]
+pub(crate) struct PresentBits(Box<[u64; WORDS_PER_SEGMENT]>);
+
+impl PresentBits {
+    pub(crate) fn none() -> Self {
+        PresentBits(Box::new([0; WORDS_PER_SEGMENT]))
+    }
+
+    /// Adds blocks `first..end`.
+    pub(crate) fn add(&mut self, first: u32, end: u32) {
+        for block in first..end {
+            self.0[block as usize / 64] |= 1 << (block % 64);
+        }
+    }
+}
+
+impl Base {
+    /// Opens the base in `folder`, making it if it is not there. Cost: a few small reads; a new
+    /// base is synced.
+    pub(crate) fn open(
+        file_system: &dyn FileSystem,
+        folder: &Path,
+        content: ContentDigest,
+        length: u64,
+    ) -> Result<Base> {
+        let failed = |error| Error::io("open the base", content.to_string(), error);
+        let header = |kind| PresenceHeader { kind, content, length };
+        file_system.create_folders(folder).map_err(failed)?;
+        let data_path = folder.join("data");
+        let known = file_system.exists(&data_path).map_err(failed)?;
+        let data = file_system.open(&data_path, OpenMode::OpenOrCreate).map_err(failed)?;
+        let data_len = block_count(length) * BLOCK_LEN as u64;
+        let sound = known && data.len().map_err(failed)? == data_len;
+        if !sound {
+            data.set_len(data_len).and_then(|()| data.sync()).map_err(failed)?;
+        }
+        let presence =
+            file_system.open(&folder.join("presence"), OpenMode::OpenOrCreate).map_err(failed)?;
+        let checkpoint = header(PresenceKind::Checkpoint);
+        if !sound || !is_of(&*presence, &checkpoint)? {
+            begin(&*presence, &checkpoint).and_then(|()| presence.sync()).map_err(failed)?;
+            sync_names(file_system, folder).map_err(failed)?;
+        }
+        let live =
+            open_live(file_system, folder, &header(PresenceKind::Live), sound).map_err(failed)?;
+        Ok(Base {
+            content,
+            length,
+            data,
+            presence,
+            live,
+            segments: SegmentTable::new(length),
+            flights: Flights::new(),
+            unsaved: Mutex::default(),
+            unsaved_bytes: AtomicU64::new(0),
+            checkpointing: Mutex::default(),
+        })
+    }
+
+    /// The identity of what it is a copy of.
+    pub(crate) fn content(&self) -> ContentDigest {
+        self.content
+    }
+
+    /// Bytes of disk that it takes.
+    pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
+        self.data.allocated_bytes()
+    }
+
+    /// A segment, if it was touched before. No I/O.
+    #[inline]
+    pub(crate) fn touched_segment(&self, segment: u32) -> Option<&BaseSegment> {
+        self.segments.get(segment).map(|boxed| &**boxed)
+    }
+
+    /// A segment; its bits are read when it is first touched. Bits that cannot be read count as
+    /// not set. `is_hole` is asked only then.
+    #[inline]
+    pub(crate) fn segment(&self, segment: u32, is_hole: impl FnOnce() -> bool) -> &BaseSegment {
+        if let Some(segment) = self.touched_segment(segment) {
+            return segment;
+        }
+        self.segments.get_or_init(segment, || Box::new(self.load(segment, is_hole())))
+    }
+
+    fn load(&self, segment: u32, is_hole: bool) -> BaseSegment {
+        let words = if is_hole { 0 } else { WORDS_PER_SEGMENT };
+        let loaded = BaseSegment {
+            present: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            publishing: Mutex::new(()),
+        };
+        if !is_hole {
+            loaded.merge(&read_words(&*self.presence, segment));
+            loaded.merge(&read_words(&*self.live, segment));
+        }
+        loaded
+    }
+
+    /// Learns what other processes have fetched. Cost: one read of 2 KiB.
+    pub(crate) fn refresh(&self, segment: u32, bits: &BaseSegment) {
+        bits.merge(&read_words(&*self.live, segment));
+    }
+
+    /// Marks blocks present whose bytes are in `data` already, or that are holes.
+    pub(crate) fn mark_present(&self, segment: u32, bits: &BaseSegment, added: &PresentBits) {
+        bits.merge(&added.0);
+        let first = added.0.iter().position(|word| *word != 0);
+        let last = added.0.iter().rposition(|word| *word != 0);
+        let (Some(first), Some(last)) = (first, last) else { return };
+        {
+            let _publishing = bits.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+            let words = bits.words();
+            let bytes: Vec<u8> = words[first..=last].iter().flat_map(|w| w.to_le_bytes()).collect();
+            // Lost bits cost a fetch after a restart; the read at hand must not fail for them.
+            let _ = self.live.write_all_at(&bytes, segment_offset(segment) + 8 * first as u64);
+        }
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).insert(segment);
+    }
+
+    /// Counts bytes written to `data`. True where a checkpoint is due.
+    pub(crate) fn count_fetched(&self, bytes: u64) -> bool {
+        let before = self.unsaved_bytes.fetch_add(bytes, Ordering::Relaxed);
+        before < CHECKPOINT_BYTES && before + bytes >= CHECKPOINT_BYTES
+    }
+
+    /// Makes all that is present survive power loss. Cost: two syncs, none where nothing is new.
+    pub(crate) fn checkpoint(&self) -> Result<()> {
+        let _checkpointing = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
+        let segments = std::mem::take(&mut *self.unsaved_guard());
+        if segments.is_empty() {
+            return Ok(());
+        }
+        self.unsaved_bytes.store(0, Ordering::Relaxed);
+        let saved = self.save(&segments);
+        if saved.is_err() {
+            self.unsaved_guard().extend(segments);
+        }
+        saved.map_err(|error| Error::io("checkpoint the base", self.content.to_string(), error))
+    }
+
+    fn unsaved_guard(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bits first, then the bytes' sync, then the bits' write: each bit that is written stands for
+    /// bytes that were there before the sync.
+    fn save(&self, segments: &BTreeSet<u32>) -> io::Result<()> {
+        let bits: Vec<(u32, [u64; WORDS_PER_SEGMENT])> = segments
+            .iter()
+            .filter_map(|number| Some((*number, self.touched_segment(*number)?.words())))
+            .collect();
+        self.data.sync()?;
+        for (segment, words) in bits {
+            let known = read_words(&*self.presence, segment);
+            let bytes: Vec<u8> = words
+                .iter()
+                .zip(known)
+                .flat_map(|(word, known)| (word | known).to_le_bytes())
+                .collect();
+            self.presence.write_all_at(&bytes, segment_offset(segment))?;
+        }
+        self.presence.sync()
+    }
+
+    /// Bytes that are present and no hole, as far as segments were touched.
+    pub(crate) fn present_bytes(&self) -> u64 {
+        let blocks: u64 = self
+            .segments
+            .iter()
+            .flat_map(|(_, segment)| segment.present.iter())
+            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
+            .sum();
+        (blocks * BLOCK_LEN as u64).min(self.length)
+    }
+}
+
+fn read_words(file: &dyn File, segment: u32) -> [u64; WORDS_PER_SEGMENT] {
+    let mut bytes = vec![0; PRESENCE_SEGMENT_LEN];
+    match file.read_exact_at(&mut bytes, segment_offset(segment)) {
+        Ok(()) => decode_words(&bytes),
+        Err(_) => [0; WORDS_PER_SEGMENT],
+    }
+}
+
+/// True where the file has this header; false where it has none that is sound.
+fn is_of(file: &dyn File, header: &PresenceHeader) -> Result<bool> {
+    let mut bytes = [0; PRESENCE_HEADER_LEN];
+    if file.read_exact_at(&mut bytes, 0).is_err() {
+        return Ok(false);
+    }
+    match PresenceHeader::decode(&bytes) {
+        Ok(found) => Ok(found == *header),
+        Err(PresenceError::NotPresence) => Ok(false),
+        Err(error) => Err(Error::new(Kind::Refused, "open the base", header.content.to_string())
+            .caused_by(error)
+            .hint("a newer Larder made it: use that one, or another state folder")),
+    }
+}
+
+/// Makes the file a header without bits.
+fn begin(file: &dyn File, header: &PresenceHeader) -> io::Result<()> {
+    file.set_len(0)?;
+    file.set_len(segment_offset(segment_count(header.length)))?;
+    file.write_all_at(&header.encode(), 0)
+}
+
+/// Makes the names of a new folder and its files durable.
+fn sync_names(file_system: &dyn FileSystem, folder: &Path) -> io::Result<()> {
+    folder.ancestors().take(4).try_for_each(|folder| file_system.sync_folder(folder))
+}
+
+/// Opens the bits of this boot and removes those of others.
+fn open_live(
+    file_system: &dyn FileSystem,
+    folder: &Path,
+    header: &PresenceHeader,
+    sound: bool,
+) -> io::Result<Arc<dyn File>> {
+    let name = PathBuf::from(format!("live.{}", file_system.boot_id()?));
+    for other in file_system.list(folder)? {
+        if other != name && other.to_string_lossy().starts_with("live.") {
+            // Best effort: a name that no boot will have again does no harm.
+            let _ = file_system.remove_file(&folder.join(other));
+        }
+    }
+    let live = file_system.open(&folder.join(name), OpenMode::OpenOrCreate)?;
+    if !sound || !is_of(&*live, header).unwrap_or(false) {
+        begin(&*live, header)?;
+    }
+    Ok(live)
+}

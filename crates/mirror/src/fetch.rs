@@ -1,0 +1,256 @@
+//! A base together with where its missing blocks come from.
+//!
+//! ```text
+//! read -> missing block -> segment map -> run -> chunk, verified by the store
+//!                                                  `-> all runs of this segment that use it -> base
+//! ```
+//!
+//! **Invariants**: no lock is held while the store works. A block is marked present after its
+//! bytes were written. A failure is an error of the read at hand and is never remembered.
+//!
+//! **Failure**: a store that fails, is slow or panics delays those who wait for the same chunk;
+//! each then tries itself. On a full disk blocks are served without being kept.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
+use store::ChunkStore;
+
+use crate::background::Background;
+use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
+use crate::chunks::ChunkCache;
+use crate::plan::BaseBlock;
+use crate::readahead::Readahead;
+use crate::segments::SegmentTable;
+
+/// A base and a way to complete it by one layout.
+pub(crate) struct BaseView {
+    pub(crate) base: Arc<Base>,
+    store: Arc<dyn ChunkStore>,
+    manifest: Arc<Manifest>,
+    maps: SegmentTable<Arc<SegmentMap>>,
+    chunks: Arc<ChunkCache>,
+    background: Arc<Background>,
+    pub(crate) readahead: Readahead,
+    fetched_bytes: AtomicU64,
+}
+
+/// Cuts a range of blocks of the disk at segments: segment, first and end block in it.
+pub(crate) fn by_segment(blocks: Range<u64>) -> impl Iterator<Item = (u32, Range<u32>)> {
+    let per_segment = u64::from(BLOCKS_PER_SEGMENT);
+    let segments = match blocks.is_empty() {
+        true => 0..0,
+        false => blocks.start / per_segment..blocks.end.div_ceil(per_segment),
+    };
+    segments.map(move |segment| {
+        let start = segment * per_segment;
+        let first = blocks.start.max(start) - start;
+        let end = blocks.end.min(start + per_segment) - start;
+        (segment as u32, first as u32..end as u32)
+    })
+}
+
+/// The blocks that a range of bytes touches.
+pub(crate) fn blocks_of(offset: u64, len: u64) -> Range<u64> {
+    let block_len = BLOCK_LEN as u64;
+    offset / block_len..(offset + len).div_ceil(block_len)
+}
+
+impl BaseView {
+    /// Joins a base and the layout by which it is read.
+    ///
+    /// # Errors
+    /// `Corrupt` where the manifest is not that of the base's content; those of the store.
+    pub(crate) fn new(
+        base: Arc<Base>,
+        layout: LayoutDigest,
+        length: u64,
+        store: Arc<dyn ChunkStore>,
+        chunks: Arc<ChunkCache>,
+        background: Arc<Background>,
+    ) -> Result<BaseView> {
+        let manifest = store.manifest(layout)?;
+        if manifest.length() != length || manifest.content() != base.content() {
+            return Err(Error::new(Kind::Corrupt, "attach", base.content().to_string())
+                .because(format!("the manifest {layout} is that of another content")));
+        }
+        Ok(BaseView {
+            base,
+            store,
+            maps: SegmentTable::new(length),
+            manifest,
+            chunks,
+            background,
+            readahead: Readahead::default(),
+            fetched_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Bytes of the disk.
+    pub(crate) fn length(&self) -> u64 {
+        self.manifest.length()
+    }
+
+    /// Plain bytes that were fetched into the base or past it.
+    pub(crate) fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The presence of a segment.
+    #[inline]
+    pub(crate) fn segment(&self, segment: u32) -> &BaseSegment {
+        self.base.segment(segment, || self.manifest.segment(segment).is_none())
+    }
+
+    /// What is known of a block without any I/O; `Missing` where nothing is.
+    pub(crate) fn glance(&self, segment: u32, block: u32) -> BaseBlock {
+        match self.base.touched_segment(segment) {
+            Some(bits) => bits.block(block),
+            None if self.manifest.segment(segment).is_none() => BaseBlock::Hole,
+            None => BaseBlock::Missing,
+        }
+    }
+
+    /// The map of a segment, if it was loaded.
+    pub(crate) fn loaded_map(&self, segment: u32) -> Option<&Arc<SegmentMap>> {
+        self.maps.get(segment)
+    }
+
+    /// The map of a segment that holds data. Its holes count as present from then on.
+    pub(crate) fn map(&self, segment: u32) -> Result<&Arc<SegmentMap>> {
+        loop {
+            if let Some(map) = self.maps.get(segment) {
+                return Ok(map);
+            }
+            let Some(_flight) = self.base.flights.board(FetchKey::Map(segment)) else { continue };
+            if self.maps.get(segment).is_some() {
+                continue;
+            }
+            let map = match self.manifest.segment(segment) {
+                Some(entry) => self.store.segment_map(entry.map)?,
+                None => Arc::default(),
+            };
+            let mut holes = PresentBits::none();
+            let mut at = 0;
+            for run in map.runs() {
+                holes.add(at, run.first_block);
+                at = run.end_block();
+            }
+            holes.add(at, model::block::blocks_in_segment(self.length(), segment).max(at));
+            self.base.mark_present(segment, self.segment(segment), &holes);
+            self.maps.get_or_init(segment, || map);
+        }
+    }
+
+    /// Brings blocks into the base. Waits for fetches.
+    ///
+    /// # Errors
+    /// Those of the store; `Full` where the base cannot grow: [`BaseView::read_past`] may do.
+    pub(crate) fn ensure_present(&self, blocks: Range<u64>) -> Result<()> {
+        for (segment, range) in by_segment(blocks) {
+            let bits = self.segment(segment);
+            if bits.first_missing(range.start, range.end).is_none() {
+                continue;
+            }
+            self.base.refresh(segment, bits);
+            if bits.first_missing(range.start, range.end).is_none() {
+                continue;
+            }
+            let map = self.map(segment)?;
+            while let Some(missing) = bits.first_missing(range.start, range.end) {
+                let chunk = self.run_at(map, segment, missing)?.chunk;
+                self.fetch(segment, bits, map, chunk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The run that holds a block which is no hole.
+    fn run_at<'a>(&self, map: &'a SegmentMap, segment: u32, block: u32) -> Result<&'a Run> {
+        map.runs_in(block, block + 1).first().ok_or_else(|| {
+            Error::new(Kind::Bug, "fetch", format!("block {block} of segment {segment}"))
+                .because("a hole counts as missing")
+        })
+    }
+
+    /// Fetches one chunk, or waits for another who does.
+    fn fetch(
+        &self,
+        segment: u32,
+        bits: &BaseSegment,
+        map: &SegmentMap,
+        digest: ChunkDigest,
+    ) -> Result<()> {
+        let key = FetchKey::Chunk(segment, digest);
+        let Some(_flight) = self.base.flights.board(key) else { return Ok(()) };
+        let wanted: Vec<&Run> = map
+            .runs()
+            .iter()
+            .filter(|run| run.chunk == digest)
+            .filter(|run| bits.first_missing(run.first_block, run.end_block()).is_some())
+            .collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let chunk = self.chunk(digest)?;
+        let mut added = PresentBits::none();
+        let mut written = 0;
+        for run in wanted {
+            let bytes = chunk.blocks(run.first_in_chunk, run.block_count)?;
+            let offset =
+                u64::from(segment) * SEGMENT_LEN + u64::from(run.first_block) * BLOCK_LEN as u64;
+            self.base.data.write_all_at(bytes, offset).map_err(|error| {
+                Error::io("keep fetched blocks of", self.base.content().to_string(), error)
+            })?;
+            added.add(run.first_block, run.end_block());
+            written += bytes.len() as u64;
+        }
+        self.base.mark_present(segment, bits, &added);
+        if self.base.count_fetched(written) {
+            self.background.checkpoint(&self.base);
+        }
+        Ok(())
+    }
+
+    fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk> {
+        self.chunks.get_or_fetch(digest, || {
+            let chunk = self.store.chunk(digest)?;
+            self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
+            Ok(chunk)
+        })
+    }
+
+    /// Reads bytes of the version without keeping them. For hosts without space.
+    pub(crate) fn read_past(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let (segment, block) =
+                ((at / SEGMENT_LEN) as u32, (at % SEGMENT_LEN) as usize / BLOCK_LEN);
+            let from = (at % BLOCK_LEN as u64) as usize;
+            let step = (BLOCK_LEN - from).min(buffer.len() - done);
+            let piece = &mut buffer[done..done + step];
+            match self.map(segment)?.runs_in(block as u32, block as u32 + 1).first() {
+                None => piece.fill(0),
+                Some(run) => {
+                    let chunk = self.chunk(run.chunk)?;
+                    let bytes =
+                        chunk.blocks(run.first_in_chunk + block as u32 - run.first_block, 1)?;
+                    piece.copy_from_slice(&bytes[from..from + step]);
+                }
+            }
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Told of each read that had to fetch; brings what follows where reads ascend.
+    pub(crate) fn missed(self: &Arc<Self>, offset: u64, len: u64) {
+        if let Some(range) = self.readahead.after_miss(offset, len, self.length()) {
+            self.background.prefetch(self, blocks_of(range.start, range.end - range.start));
+        }
+    }
+}

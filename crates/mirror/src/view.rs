@@ -1,0 +1,149 @@
+//! A version to be read, without a mirror: for read-only doors.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use format::mirror_log::Place;
+use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use model::device::{Device, Extent, check_range};
+use model::{BLOCK_LEN, Error, Kind, Result};
+use store::ChunkStore;
+
+use crate::fetch::{BaseView, blocks_of, by_segment};
+use crate::plan::{BaseBlock, Source, next_piece, source_of};
+use crate::state_folder::{Binding, StateFolder};
+
+/// A version on this host, read-only. What it fetches serves all mirrors of that content.
+pub struct ReadOnlyView {
+    view: Arc<BaseView>,
+    /// The version, for messages.
+    subject: String,
+}
+
+impl ReadOnlyView {
+    /// Opens a version. `binding.parent` names it in messages.
+    ///
+    /// # Errors
+    /// Those of the store, where the version's manifest cannot be read.
+    pub fn open(
+        state: &StateFolder,
+        binding: &Binding,
+        store: Arc<dyn ChunkStore>,
+    ) -> Result<Self> {
+        let view = state.open_base(binding.content, binding.layout, binding.length, store)?;
+        Ok(ReadOnlyView { view, subject: binding.parent.to_string() })
+    }
+
+    /// Plain bytes of the chunks that were fetched since it was opened.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.view.fetched_bytes()
+    }
+
+    /// Makes what was fetched survive power loss. Not needed for anything but that.
+    pub fn close(&self) -> Result<()> {
+        self.view.base.checkpoint()
+    }
+
+    fn refused(&self, operation: &'static str) -> Error {
+        Error::new(Kind::Refused, operation, self.subject.as_str())
+            .because("a version never changes")
+            .hint("attach it as a mirror to write to it")
+    }
+
+    fn piece(
+        &self,
+        at: u64,
+        end: u64,
+        base: impl Fn(&BaseView, u32, u32) -> BaseBlock,
+    ) -> (Source, u64) {
+        let (block, end) = (at / BLOCK_LEN as u64, end.div_ceil(BLOCK_LEN as u64));
+        let segment = (block / u64::from(BLOCKS_PER_SEGMENT)) as u32;
+        let start = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+        let end = (end - start).min(u64::from(BLOCKS_PER_SEGMENT)) as u32;
+        let piece = next_piece((block - start) as u32, end, |block| {
+            source_of(Place::Absent, || base(&self.view, segment, block))
+        });
+        (piece.source, u64::from(segment) * SEGMENT_LEN + u64::from(piece.end) * BLOCK_LEN as u64)
+    }
+}
+
+impl Device for ReadOnlyView {
+    fn length(&self) -> u64 {
+        self.view.length()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let operation = "read the version";
+        check_range(operation, self.length(), offset, buffer.len() as u64)?;
+        let end = offset + buffer.len() as u64;
+        let mut at = offset;
+        while at < end {
+            let (source, stop) =
+                self.piece(at, end, |view, segment, block| view.segment(segment).block(block));
+            let stop = stop.min(end);
+            let piece = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
+            match source {
+                Source::Zero => piece.fill(0),
+                Source::Fetch => {
+                    self.view.missed(at, stop - at);
+                    match self.view.ensure_present(blocks_of(at, stop - at)) {
+                        Ok(()) => continue,
+                        Err(error) if error.kind() == Kind::Full => {
+                            self.view.read_past(at, piece)?;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                Source::Base | Source::Overlay(_) => {
+                    self.view
+                        .base
+                        .data
+                        .read_exact_at(piece, at)
+                        .map_err(|error| Error::io(operation, self.subject.as_str(), error))?
+                }
+            }
+            at = stop;
+        }
+        Ok(())
+    }
+
+    fn write(&self, _offset: u64, _bytes: &[u8]) -> Result<()> {
+        Err(self.refused("write to the version"))
+    }
+
+    fn write_zeroes(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(self.refused("write zeros to the version"))
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(self.refused("discard in the version"))
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        check_range("prefetch", self.length(), offset, len)?;
+        self.view.ensure_present(blocks_of(offset, len))
+    }
+
+    fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
+        check_range("list the extents of the version", self.length(), offset, len)?;
+        Ok(crate::extents::extents(&self.view, offset..offset + len, max, |_, _| Place::Absent))
+    }
+
+    fn may_wait(&self, offset: u64, len: u64) -> bool {
+        if offset.checked_add(len).is_none_or(|end| end > self.length()) {
+            return false;
+        }
+        let missing = |(segment, blocks): (u32, Range<u32>)| {
+            blocks.into_iter().any(|b| self.view.glance(segment, b) == BaseBlock::Missing)
+        };
+        by_segment(blocks_of(offset, len)).any(missing)
+    }
+}
