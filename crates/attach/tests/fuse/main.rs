@@ -1,0 +1,13 @@
+//! The FUSE door through real mounts, with the tools that people use on raw files.
+//!
+//! Needs root (or `fusermount3`), `/dev/fuse`, and the Debian packages `qemu-utils`, `fio`,
+//! `e2fsprogs` and a C compiler.
+
+mod mounted;
+
+mod files;
+mod ioctls;
+mod mounting;
+mod property;
+mod slow;
+mod tools;
