@@ -69,6 +69,16 @@ pub enum Encoding {
     Zstd = 1,
 }
 
+impl Encoding {
+    /// True where `plain_len` bytes can be stored in `stored_len` bytes.
+    pub fn fits(self, stored_len: u64, plain_len: u32) -> bool {
+        match self {
+            Encoding::Plain => stored_len == u64::from(plain_len),
+            Encoding::Zstd => stored_len > 0 && stored_len < u64::from(plain_len),
+        }
+    }
+}
+
 impl TryFrom<u8> for Encoding {
     type Error = FormatError;
 
@@ -126,24 +136,13 @@ pub fn decode(encoding: Encoding, stored: &[u8], plain_len: u32) -> Result<Vec<u
         let (len, max) = (plain_len.into(), PLAIN_LEN_MAX as u64);
         return Err(FormatError::TooLong { what: WHAT, len, max });
     }
-    check_lens(encoding, stored.len() as u64, plain_len)?;
+    if !encoding.fits(stored.len() as u64, plain_len) {
+        return Err(unsound("stored length", stored.len() as u64));
+    }
     match encoding {
         Encoding::Plain => Ok(stored.to_vec()),
         Encoding::Zstd => decompress(stored, plain_len),
     }
-}
-
-/// Checks that an entry of `plain_len` bytes can be stored in `stored_len` bytes.
-pub(crate) fn check_lens(
-    encoding: Encoding,
-    stored_len: u64,
-    plain_len: u32,
-) -> Result<(), FormatError> {
-    let sound = match encoding {
-        Encoding::Plain => stored_len == u64::from(plain_len),
-        Encoding::Zstd => stored_len > 0 && stored_len < u64::from(plain_len),
-    };
-    sound.then_some(()).ok_or(unsound("stored length", stored_len))
 }
 
 fn decompress(stored: &[u8], plain_len: u32) -> Result<Vec<u8>, FormatError> {

@@ -20,7 +20,7 @@ use model::{BLOCK_LEN, BlockDigest, ChunkDigest};
 
 use crate::FormatError;
 use crate::cursor::Cursor;
-use crate::entry::{Encoding, EntryKind, check_lens};
+use crate::entry::{Encoding, EntryKind};
 
 /// The most bytes of a pack: 64 MiB.
 pub const PACK_LEN_MAX: u64 = 64 << 20;
@@ -62,17 +62,15 @@ impl PackEntry {
         }
     }
 
-    /// Checks all that can be checked without the pack's bytes.
-    fn check(&self) -> Result<(), FormatError> {
-        let max = self.kind.plain_len_max();
+    /// The field that cannot be as it is, if one is; looks at nothing but the entry itself.
+    fn fault(&self) -> Option<(&'static str, u64)> {
         let whole =
             self.kind != EntryKind::Chunk || (self.plain_len as usize).is_multiple_of(BLOCK_LEN);
-        if self.plain_len == 0 || self.plain_len as usize > max || !whole {
-            let value = self.plain_len.into();
-            let (what, field) = ("pack entry", "plain length");
-            return Err(FormatError::Unsound { what, field, offset: self.offset, value });
+        if self.plain_len == 0 || self.plain_len as usize > self.kind.plain_len_max() || !whole {
+            return Some(("plain length", self.plain_len.into()));
         }
-        check_lens(self.encoding, self.stored_len.into(), self.plain_len)
+        let fits = self.encoding.fits(self.stored_len.into(), self.plain_len);
+        (!fits).then_some(("stored length", self.stored_len.into()))
     }
 }
 
@@ -120,7 +118,7 @@ impl PackBuilder {
         let offset = self.bytes.len() as u64;
         let stored_len = stored.len() as u32;
         let entry = PackEntry { kind, encoding, digest, offset, stored_len, plain_len };
-        assert_eq!(entry.check(), Ok(()), "the entry is sound");
+        assert_eq!(entry.fault(), None, "the entry is sound");
         assert_eq!(block_digests.len(), entry.block_count(), "one digest for each block");
         self.bytes.extend_from_slice(stored);
         self.entries.push(entry);
@@ -349,8 +347,12 @@ impl Footer {
 }
 
 fn decode_entry(cursor: &mut Cursor<'_>, offset: u64) -> Result<PackEntry, FormatError> {
-    let kind = EntryKind::try_from(cursor.u8()?)?;
-    let encoding = Encoding::try_from(cursor.u8()?)?;
+    let code = cursor.u8()?;
+    let kind =
+        EntryKind::try_from(code).map_err(|_| cursor.unsound_before(1, "kind", code.into()))?;
+    let code = cursor.u8()?;
+    let encoding =
+        Encoding::try_from(code).map_err(|_| cursor.unsound_before(1, "encoding", code.into()))?;
     let reserved = cursor.u16()?;
     if reserved != 0 {
         return Err(cursor.unsound_before(2, "reserved", reserved.into()));
@@ -359,8 +361,10 @@ fn decode_entry(cursor: &mut Cursor<'_>, offset: u64) -> Result<PackEntry, Forma
     let plain_len = cursor.u32()?;
     let digest = cursor.array()?;
     let entry = PackEntry { kind, encoding, digest, offset, stored_len, plain_len };
-    entry.check()?;
-    Ok(entry)
+    match entry.fault() {
+        None => Ok(entry),
+        Some((field, value)) => Err(cursor.unsound_before(TABLE_ENTRY_LEN, field, value)),
+    }
 }
 
 fn check_pack_len(pack_len: u64) -> Result<(), FormatError> {
@@ -433,6 +437,22 @@ mod tests {
         let start = entry.offset as usize;
         let stored = &pack.bytes[start..start + entry.stored_len as usize];
         assert_eq!(decode(entry.encoding, stored, entry.plain_len).unwrap(), chunk(2, 64).0);
+    }
+
+    #[test]
+    fn a_pack_has_room_up_to_its_longest_and_not_a_byte_more() {
+        let builder = PackBuilder::new();
+        let room = PACK_LEN_MAX as usize - HEADER_LEN - FOOTER_LEN - TABLE_ENTRY_LEN;
+        assert!(builder.has_room(room, 0) && !builder.has_room(room + 1, 0));
+        assert!(builder.has_room(room - 32, 1) && !builder.has_room(room - 31, 1));
+        assert!(!builder.has_room(0, 1 << 21));
+    }
+
+    #[test]
+    #[should_panic(expected = "one digest for each block")]
+    fn a_chunk_without_its_block_digests_is_a_mistake_of_the_caller() {
+        let plain = [0; BLOCK_LEN];
+        PackBuilder::new().push(EntryKind::Chunk, Encoding::Plain, [0; 32], 4096, &plain, &[]);
     }
 
     #[test]
