@@ -24,7 +24,7 @@ pub fn print_line(line: &str) -> Result<()> {
 /// Prints a table with a heading line.
 pub fn print_table(head: &[&str], rows: Vec<Vec<String>>) -> Result<()> {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.iter().map(|text| text.to_uppercase()));
     table.add_rows(rows);
     let text: Vec<String> = table.lines().map(|line| line.trim_end().to_string()).collect();

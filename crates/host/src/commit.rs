@@ -83,12 +83,7 @@ pub fn commit(
         }
     };
     let version = &committed.version;
-    mirror.finish_commit(
-        sealed,
-        version.id.clone(),
-        version.facts.content,
-        version.facts.layout,
-    )?;
+    mirror.finish_commit(sealed, version.id.clone())?;
     Ok(Outcome {
         image: version.id.image.to_string(),
         version: version.id.version.get(),

@@ -191,7 +191,8 @@ impl StateFolder {
         self.shared.file_system.clone()
     }
 
-    pub(crate) fn mirror_folder(&self, name: &MirrorName) -> PathBuf {
+    /// The folder that holds all state of a mirror; whether or not it exists.
+    pub fn mirror_folder(&self, name: &MirrorName) -> PathBuf {
         self.shared.path.join("mirrors").join(name.as_str())
     }
 
