@@ -125,7 +125,7 @@ struct Child<'a> {
 impl Child<'_> {
     /// What `qemu-img info` says; it opens no backing file.
     fn info(&self, image: &str) -> Result<Value> {
-        let mut command = confined(CPU_SECONDS_MIN, 1 << 20);
+        let mut command = confined("qemu-img", CPU_SECONDS_MIN, 1 << 20);
         command.args(["info", "--output=json", image]);
         let reply = self.run(command, Stdio::piped())?;
         serde_json::from_slice(&reply).map_err(|error| {
@@ -145,7 +145,7 @@ impl Child<'_> {
         };
         let seconds = CPU_SECONDS_MIN.saturating_add(input_len / BYTES_PER_CPU_SECOND);
         // QEMU rounds up to sectors.
-        let mut command = confined(seconds, length.next_multiple_of(512).max(1 << 20));
+        let mut command = confined("qemu-img", seconds, length.next_multiple_of(512).max(1 << 20));
         command.args(["convert", "-O", "raw", image, "/proc/self/fd/1"]);
         let stdout = output.try_clone().map_err(failed)?;
         self.run(command, Stdio::from(stdout))?;
@@ -203,8 +203,8 @@ fn missing(program: &str, package: &str) -> Error {
         .hint(format!("install the package {package}"))
 }
 
-/// `qemu-img` without a network, without new rights, with limits; arguments are to follow.
-fn confined(cpu_seconds: u64, file_len_max: u64) -> Command {
+/// `program` without a network, without new rights, with limits; arguments are to follow.
+fn confined(program: &str, cpu_seconds: u64, file_len_max: u64) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--no-new-privs", "--pdeathsig", "KILL", "--", "prlimit"]);
     command.arg(format!("--as={ADDRESS_SPACE_MAX}"));
@@ -212,7 +212,7 @@ fn confined(cpu_seconds: u64, file_len_max: u64) -> Command {
     command.arg(format!("--fsize={file_len_max}"));
     command.args(["--core=0", "--nofile=256", "--"]);
     command.args(no_network());
-    command.arg("qemu-img");
+    command.arg(program);
     command.env_clear();
     for name in ["PATH", "TMPDIR", "LD_LIBRARY_PATH"] {
         if let Some(value) = std::env::var_os(name) {
@@ -244,4 +244,57 @@ fn drain(pipe: Option<impl Read>) -> Vec<u8> {
         let _ = std::io::copy(&mut pipe, &mut std::io::sink());
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(program: &str, words: &[&str]) -> Result<String> {
+        let mut command = confined(program, 1, 1 << 20);
+        command.args(words);
+        let child = Child { subject: "disk.vmdk", input: None };
+        child.run(command, Stdio::piped()).map(|reply| String::from_utf8(reply).unwrap())
+    }
+
+    #[test]
+    fn a_child_sees_no_network_but_its_own_loopback() {
+        let devices = outcome("cat", &["/proc/self/net/dev"]).unwrap();
+        let names: Vec<&str> =
+            devices.lines().skip(2).filter_map(|l| l.split(':').next()).collect();
+        assert_eq!(names.iter().map(|name| name.trim()).collect::<Vec<_>>(), ["lo"]);
+    }
+
+    #[test]
+    fn a_child_ends_at_its_limits_of_time_and_file_length() {
+        let error = outcome("sh", &["-c", "while :; do :; done"]).unwrap_err();
+        assert!(error.chain().contains("limits"), "{}", error.chain());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("long");
+        let output = format!("of={}", path.display());
+        let words = ["if=/dev/zero", "bs=64k", "count=64", &output];
+        outcome("dd", &words).unwrap_err();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_its_package() {
+        let error = outcome("no-such-program-anywhere", &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(error.chain().contains("qemu-img"), "{}", error.chain());
+        assert_eq!(error.hint_text(), Some("install the package qemu-utils"));
+    }
+
+    #[test]
+    fn a_child_has_none_of_our_environment_but_what_it_needs() {
+        let names = outcome("env", &[]).unwrap();
+        assert!(names.contains("PATH="));
+        assert!(!names.contains("CARGO"), "{names}");
+    }
+
+    #[test]
+    fn a_child_that_says_much_is_cut_off_and_not_waited_for_in_vain() {
+        let script = "head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2";
+        assert_eq!(outcome("sh", &["-c", script]).unwrap().len() as u64, REPLY_LEN_MAX);
+    }
 }

@@ -10,6 +10,7 @@ use std::fs::File;
 
 use model::source::{DataRun, DiskSource};
 use model::{BLOCK_LEN, Result};
+use rayon::prelude::*;
 
 use super::fault::Fault;
 use super::header::{Header, has_backing};
@@ -123,23 +124,47 @@ impl Image {
         let start = first.guest_offset / BLOCK * BLOCK;
         let limit = (start + room).min(self.header.length);
         let mut at = start;
+        let mut rest = &mut buffer[..(limit - start) as usize];
+        let mut parts = Vec::new();
         while let Some(piece) = self.piece {
             let same_block = piece.guest_offset < at.next_multiple_of(BLOCK);
             let follows = piece.guest_offset == at || same_block || at == start;
             if piece.guest_offset >= limit || !follows {
                 break;
             }
-            buffer[(at - start) as usize..(piece.guest_offset - start) as usize].fill(0);
+            let (gap, behind) = rest.split_at_mut((piece.guest_offset - at) as usize);
+            gap.fill(0);
             let len = piece.len.min(limit - piece.guest_offset);
-            let range =
-                (piece.guest_offset - start) as usize..(piece.guest_offset - start + len) as usize;
-            self.fetch(&piece, &mut buffer[range])?;
+            let (part, behind) = behind.split_at_mut(len as usize);
+            parts.push((piece, part));
+            rest = behind;
             at = piece.guest_offset + len;
             self.advance(piece, len)?;
         }
         let end = at.next_multiple_of(BLOCK).min(self.header.length);
-        buffer[(at - start) as usize..(end - start) as usize].fill(0);
+        rest[..(end - at) as usize].fill(0);
+        self.fetch_all(parts)?;
         Ok(Some(DataRun { offset: start, len: (end - start) as usize }))
+    }
+
+    /// Fetches each piece into its part; whole compressed clusters on all cores, since inflating
+    /// is slower than anything else on an import's way.
+    fn fetch_all(&mut self, parts: Vec<(Piece, &mut [u8])>) -> Result<(), Fault> {
+        let cluster_len = self.header.cluster_len() as usize;
+        let (packed, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(piece, part)| {
+            matches!(piece.origin, Origin::Compressed { .. }) && part.len() == cluster_len
+        });
+        for (piece, part) in others {
+            self.fetch(&piece, part)?;
+        }
+        let (file, compression) = (&self.file, self.header.compression);
+        packed.into_par_iter().try_for_each_init(
+            || (Unpacker::new(compression), Vec::new()),
+            |(unpacker, bytes), (piece, part)| {
+                let unpacker = unpacker.as_mut().map_err(|error| Fault::Io(error.kind().into()))?;
+                fetch_compressed(file, unpacker, bytes, &piece.origin, part)
+            },
+        )
     }
 
     /// Steps `len` bytes into the current piece, or to the one behind it.
@@ -157,32 +182,36 @@ impl Image {
         Ok(())
     }
 
-    /// Puts the first bytes of `piece` into `part`.
+    /// Puts the first bytes of `piece` into `part`, of a compressed cluster by way of a copy of it
+    /// that is kept for the parts that follow.
     fn fetch(&mut self, piece: &Piece, part: &mut [u8]) -> Result<(), Fault> {
-        let (host_offset, packed_len) = match piece.origin {
-            Origin::Plain(host_offset) => return read_exactly(&self.file, part, host_offset),
-            Origin::Compressed { host_offset, len } => (host_offset, len),
-        };
-        let cluster_len = self.header.cluster_len() as usize;
+        if let Origin::Plain(host_offset) = piece.origin {
+            return read_exactly(&self.file, part, host_offset);
+        }
         let in_cluster = (piece.guest_offset % self.header.cluster_len()) as usize;
         if self.unpacked_from != Some(piece.origin) || in_cluster == 0 {
-            self.packed.resize(packed_len as usize, 0);
-            read_exactly(&self.file, &mut self.packed, host_offset)?;
-            let whole = part.len() == cluster_len;
-            if !whole {
-                self.unpacked.resize(cluster_len, 0);
-            }
+            self.unpacked.resize(self.header.cluster_len() as usize, 0);
             self.unpacked_from = None;
-            let into = if whole { &mut *part } else { &mut self.unpacked };
-            if !self.unpacker.unpack(&self.packed, into) {
-                return Err(Fault::Compressed { host_offset });
-            }
-            if whole {
-                return Ok(());
-            }
+            let (file, unpacker, bytes) = (&self.file, &mut self.unpacker, &mut self.packed);
+            fetch_compressed(file, unpacker, bytes, &piece.origin, &mut self.unpacked)?;
             self.unpacked_from = Some(piece.origin);
         }
         part.copy_from_slice(&self.unpacked[in_cluster..in_cluster + part.len()]);
         Ok(())
     }
+}
+
+/// Unpacks the compressed cluster at `origin` into `cluster`; `bytes` is room to read it into.
+fn fetch_compressed(
+    file: &File,
+    unpacker: &mut Unpacker,
+    bytes: &mut Vec<u8>,
+    origin: &Origin,
+    cluster: &mut [u8],
+) -> Result<(), Fault> {
+    let Origin::Compressed { host_offset, len } = *origin else { return Ok(()) };
+    // At most two clusters' worth, by the width of the field that it comes from.
+    bytes.resize(len as usize, 0);
+    read_exactly(file, bytes, host_offset)?;
+    if unpacker.unpack(bytes, cluster) { Ok(()) } else { Err(Fault::Compressed { host_offset }) }
 }
