@@ -174,7 +174,7 @@ fn power_loss(version: &Host, seed: u64, cut: u64) -> bool {
     let mirror = host.reopen().unwrap_or_else(|error| panic!("{context}: {}", error.chain()));
     let found = run.allowed.check(&*mirror, &context);
     check_commit(&mirror, &found, &run, &context);
-    let killed = through || cut % 4 == 0;
+    let killed = through || cut.is_multiple_of(4);
     if killed {
         kill_instead(version, seed, cut);
     }
