@@ -145,7 +145,7 @@ fn check_extents(mirror: &Mirror, model: &Model) {
 
 #[test]
 fn a_mirror_equals_a_disk_in_memory_whatever_happens() {
-    for seed in 0..60 {
+    for seed in 0..150 {
         let steps = Steps::new(seed);
         let mut guest = Guest::new();
         for number in 0..120 {

@@ -20,8 +20,11 @@ pub const LEN: u64 = BLOCK_LEN as u64;
 pub const LENGTH: u64 = 3 * SEGMENT_LEN + 5 * LEN + 1234;
 
 /// Where tests work: around segment borders and at the end, so that few blocks matter.
-pub const WINDOWS: [(u64, u64); 3] =
-    [(0, 24 * LEN), (SEGMENT_LEN - 12 * LEN, 24 * LEN), (LENGTH - 16 * LEN - 700, 16 * LEN + 700)];
+pub const WINDOWS: [(u64, u64); 3] = [
+    (0, 24 * LEN),
+    (SEGMENT_LEN - 12 * LEN, 24 * LEN),
+    (LENGTH - 16 * LEN - 1234, 16 * LEN + 1234),
+];
 
 pub fn name(text: &str) -> MirrorName {
     MirrorName::new(text).unwrap()
@@ -44,11 +47,13 @@ impl Model {
     /// Data, holes and duplicates in every window.
     pub fn example() -> Model {
         let mut model = Model::default();
-        for (start, len) in WINDOWS {
+        for (window, (start, len)) in WINDOWS.into_iter().enumerate() {
             for block in start / LEN..(start + len).div_ceil(LEN) {
                 if block % 5 != 3 {
                     let mut bytes = vec![(block % 7 + 1) as u8; BLOCK_LEN];
-                    bytes[7] = (block % 2) as u8;
+                    if block % 2 == 0 {
+                        bytes[7] = window as u8;
+                    }
                     if (block + 1) * LEN > LENGTH {
                         bytes[(LENGTH % LEN) as usize..].fill(0);
                     }
@@ -60,15 +65,19 @@ impl Model {
     }
 
     pub fn read(&self, offset: u64, buffer: &mut [u8]) {
-        for (at, byte) in (offset..).zip(buffer) {
-            *byte = self.blocks.get(&(at / LEN)).map_or(0, |b| b[(at % LEN) as usize]);
+        for (block, from, range) in pieces(offset, buffer.len()) {
+            let piece = &mut buffer[range];
+            match self.blocks.get(&block) {
+                Some(bytes) => piece.copy_from_slice(&bytes[from..from + piece.len()]),
+                None => piece.fill(0),
+            }
         }
     }
 
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
-        for (at, byte) in (offset..).zip(bytes) {
-            let block = self.blocks.entry(at / LEN).or_insert_with(|| vec![0; BLOCK_LEN]);
-            block[(at % LEN) as usize] = *byte;
+        for (block, from, range) in pieces(offset, bytes.len()) {
+            let block = self.blocks.entry(block).or_insert_with(|| vec![0; BLOCK_LEN]);
+            block[from..from + range.len()].copy_from_slice(&bytes[range]);
         }
     }
 
@@ -81,6 +90,15 @@ impl Model {
     pub fn block(&self, block: u64) -> Vec<u8> {
         self.blocks.get(&block).cloned().unwrap_or_else(|| vec![0; BLOCK_LEN])
     }
+}
+
+/// Cuts a range at blocks: block, where in it, where in the range.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
+    let end = offset + len as u64;
+    (offset / LEN..end.div_ceil(LEN)).map(move |block| {
+        let (start, stop) = (offset.max(block * LEN), end.min((block + 1) * LEN));
+        (block, (start % LEN) as usize, (start - offset) as usize..(stop - offset) as usize)
+    })
 }
 
 /// A version, its store, and a state folder on some file system.
