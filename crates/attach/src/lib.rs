@@ -1,1 +1,3 @@
 //! The doors: NBD and FUSE.
+
+pub mod nbd;
