@@ -1,10 +1,12 @@
 //! The NBD door, from outside: real clients, raw bytes, stopping, speed.
 
 mod clients;
+mod file_device;
 mod garbage;
 mod life;
 mod model_check;
 mod raw_client;
+mod speed;
 mod waiting;
 
 use std::sync::Arc;
