@@ -54,6 +54,15 @@ pub trait Device: Send + Sync {
     /// Brings the range near, as far as possible, so that later reads do not wait.
     fn prefetch(&self, offset: u64, len: u64) -> Result<()>;
 
+    /// True when a call on the range may have to wait for a fetch, so that a door can keep it from
+    /// holding up the calls behind it. A hint: the answer may be out of date when it arrives.
+    ///
+    /// Cost: memory only; asked before each read.
+    fn may_wait(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
+
     /// The extents that make up the range, in order, without gaps; at most `max` of them, so they
     /// may end before the range does. Where finding out would need a fetch, `Data` is the answer.
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>>;
