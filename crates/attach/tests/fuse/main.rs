@@ -10,4 +10,5 @@ mod ioctls;
 mod mounting;
 mod property;
 mod slow;
+mod speed;
 mod tools;
