@@ -155,6 +155,8 @@ impl Core {
     /// They are for versions, and for a mirror that this mount writes and had open already: all its
     /// writes went through the same pages. Dropping them needlessly would make the open wait for
     /// every read that is under way. A mirror that another door writes starts afresh at each open.
+    /// The kernel drops them behind our answer, so an open that races with the first one may still
+    /// find its own reads waited for.
     pub(crate) fn open(&self, number: u64, writable: bool, truncate: bool) -> Answer<(u64, bool)> {
         let node = self.node(number)?;
         if truncate {

@@ -43,6 +43,7 @@ use super::workers::EVENT_THREAD_COUNT;
 
 const SOURCE: &str = "larder";
 const KIND: &str = "fuse.larder";
+const DEVICE: &str = "/dev/fuse";
 const OPERATION: &str = "mount on";
 /// How many dead mounts, one upon the other, are cleared away.
 const DEAD_MAX: usize = 16;
@@ -252,21 +253,31 @@ fn access() -> SessionACL {
 }
 
 fn attach(folder: &Path, acl: SessionACL) -> Result<(OwnedFd, Option<Helper>)> {
-    match attach_with_helper(folder, acl) {
-        Err(error)
-            if error.kind() == ErrorKind::NotFound && rustix::process::geteuid().is_root() =>
-        {
-            attach_directly(folder).map(|fd| (fd, None)).map_err(|error| failed(folder, error))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Err(failed(folder, error)
-            .because("fusermount3 is missing")
-            .hint("install fuse3: apt-get install fuse3")),
-        attached => attached.map_err(|error| failed(folder, error)),
+    let subject = || folder.display().to_string();
+    if !Path::new(DEVICE).exists() {
+        return Err(Error::new(Kind::Unavailable, OPERATION, subject())
+            .because(format!("this kernel offers no FUSE: {DEVICE} is missing"))
+            .hint("load it: modprobe fuse"));
     }
+    let error = match attach_with_helper(folder, acl) {
+        Ok(attached) => return Ok(attached),
+        Err(error) => error,
+    };
+    if rustix::process::geteuid().is_root() {
+        tracing::debug!(%error, "mounting without fusermount3");
+        let fd = attach_directly(folder).map_err(|error| failed(folder, error))?;
+        return Ok((fd, None));
+    }
+    if error.kind() == ErrorKind::NotFound {
+        return Err(Error::new(Kind::Unavailable, OPERATION, subject())
+            .because("fusermount3 is missing")
+            .hint("install it (apt-get install fuse3), or mount as root"));
+    }
+    Err(failed(folder, error))
 }
 
 fn attach_directly(folder: &Path) -> io::Result<OwnedFd> {
-    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let device = File::options().read(true).write(true).open(DEVICE)?;
     let options = CString::new(format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions,max_read={}",
         device.as_raw_fd(),

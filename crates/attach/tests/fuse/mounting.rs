@@ -54,6 +54,15 @@ fn an_unmounted_folder_is_empty_again() {
 }
 
 #[test]
+fn an_unmount_lets_go_of_the_tree() {
+    let mut mounted = Mounted::with(vec![1; 10_000]);
+    std::fs::read(mounted.mirror()).unwrap();
+    assert!(Arc::strong_count(&mounted.tree) > 1);
+    mounted.unmount();
+    assert_eq!(Arc::strong_count(&mounted.tree), 1);
+}
+
+#[test]
 fn a_file_that_is_open_outlives_the_unmount() {
     let mut mounted = Mounted::with(vec![1; 100_000]);
     let folder = mounted.path("");

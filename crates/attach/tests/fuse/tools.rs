@@ -89,6 +89,25 @@ fn qemu_io_reads_writes_and_discards() {
 }
 
 #[test]
+fn qemu_starts_with_the_files_as_drives() {
+    let mounted = Mounted::with(pattern(4 << 20, 15));
+    let (version, mirror) = (mounted.version(), mounted.mirror());
+    let (version, mirror) = (version.display(), mirror.display());
+    for drive in [
+        format!("file={mirror},format=raw,cache=none,aio=threads,discard=unmap"),
+        format!("file={mirror},format=raw,cache=none,aio=native"),
+        format!("file={mirror},format=raw,cache=writeback"),
+        format!("file={version},format=raw,cache=none,readonly=on"),
+        format!("file={version},format=raw,snapshot=on"),
+    ] {
+        run(&format!(
+            "sh -c echo~quit~|~qemu-system-x86_64~-accel~tcg~-S~-nodefaults~-display~none~-monitor\
+             ~stdio~-device~virtio-blk-pci,drive=disk~-drive~if=none,id=disk,{drive}"
+        ));
+    }
+}
+
+#[test]
 fn fio_verifies_what_it_wrote() {
     let mounted = Mounted::with(vec![0; 16 << 20]);
     for (direct, engine) in [(0, "psync"), (1, "libaio")] {
