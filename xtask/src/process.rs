@@ -14,8 +14,11 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use model::{Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -52,10 +55,7 @@ pub fn go_on() -> Result<()> {
 
 /// Has a child of ours told to end when we are. Call before it is waited for.
 pub fn register(pid: u32) -> Result<Registered> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| Error::new(Kind::Bug, "register", "a process without an id"))?;
-    let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .map_err(|errno| Error::io("register", "a process", errno.into()))?;
+    let handle = handle_of(pid)?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(number, handle);
     let registered = Registered(number);
@@ -133,6 +133,46 @@ fn succeeded(command: &Command, status: ExitStatus, said: &str) -> Result<()> {
 
 fn not_started(command: &Command, source: io::Error) -> Error {
     Error::io("run", shown(command), source)
+}
+
+/// Waits for a child at most this long; none when it still runs.
+pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let failed = |source| Error::io("wait for", "a process", source);
+    if let Some(status) = child.try_wait().map_err(failed)? {
+        return Ok(Some(status));
+    }
+    let handle = handle_of(child.id())?;
+    let limit = Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
+    };
+    // A process handle is readable once the process has ended.
+    let mut ended = [PollFd::new(&handle, PollFlags::IN)];
+    match rustix::event::poll(&mut ended, Some(&limit)) {
+        Ok(_) | Err(Errno::INTR) => child.try_wait().map_err(failed),
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+/// Tells a child to end, and after ten seconds ends it.
+pub fn end(child: &mut Child) {
+    if let Ok(None) = child.try_wait() {
+        let told = handle_of(child.id())
+            .map(|handle| rustix::process::pidfd_send_signal(handle, Signal::TERM));
+        let ended = told.and_then(|_| wait(child, Duration::from_secs(10)));
+        if !matches!(ended, Ok(Some(_))) {
+            let _ended = child.kill();
+        }
+        let _reaped = child.wait();
+    }
+}
+
+/// A handle of a process that has not been waited for.
+fn handle_of(pid: u32) -> Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| Error::new(Kind::Bug, "look at", "a process without an id"))?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .map_err(|errno| Error::io("look at", "a process", errno.into()))
 }
 
 /// A command as one would type it.
