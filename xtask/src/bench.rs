@@ -1,0 +1,116 @@
+//! Measurements: a bench in each file, with what they share.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`measure`] | a program's wall time, CPU time and peak memory |
+//! | [`rows`] | what was measured, row by row; medians; contenders taken in turn |
+//! | [`machine`] | where it was measured, and with what |
+//! | [`publish`] | `bench/runs/<date>-<what>/` |
+//! | [`boot`] | which machine boots soonest |
+//! | [`yardstick`] | what the system's own tools do with an image's bytes |
+//!
+//! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
+
+mod boot;
+mod machine;
+mod measure;
+mod publish;
+mod rows;
+mod yardstick;
+
+use clap::ValueEnum;
+use model::{Error, Kind, Result};
+
+pub use rows::Rows;
+
+use crate::setup::{self, For};
+
+/// Every bench.
+const BENCHES: &[Bench] = &[boot::BENCH, yardstick::BENCH];
+
+/// A bench.
+pub struct Bench {
+    /// Its name on the command line and in the name of its runs.
+    name: &'static str,
+    /// One sentence on what it shows.
+    about: &'static str,
+    /// Whether every test run takes it at its small size.
+    in_tests: bool,
+    /// The programs whose versions matter.
+    tools: &'static [&'static str],
+    /// Measures, row by row.
+    run: fn(&mut Session) -> Result<()>,
+}
+
+/// How much a bench measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Size {
+    /// Seconds, on made-up data: shows that the bench works.
+    Small,
+    /// As published.
+    Full,
+}
+
+/// What to measure.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Which bench; a list when left out.
+    name: Option<String>,
+    /// How much; a full run is published under `bench/runs/`.
+    #[arg(long, value_enum, default_value = "full")]
+    size: Size,
+}
+
+/// One run of one bench.
+pub struct Session {
+    /// How much to measure.
+    pub size: Size,
+    /// A folder that goes when the bench ends.
+    pub folder: tempfile::TempDir,
+    /// What was measured.
+    pub rows: Rows,
+    /// Sentences for the run's README.
+    pub notes: Vec<String>,
+}
+
+/// Runs a bench, or lists them.
+pub fn run(options: &Options) -> Result<()> {
+    let Some(name) = &options.name else {
+        for bench in BENCHES {
+            println!("{:<12} {}", bench.name, bench.about);
+        }
+        return Ok(());
+    };
+    let bench = BENCHES.iter().find(|bench| bench.name == name).ok_or_else(|| {
+        let names: Vec<_> = BENCHES.iter().map(|bench| bench.name).collect();
+        Error::new(Kind::NotFound, "run the bench", name.clone())
+            .hint(format!("there are: {}", names.join(", ")))
+    })?;
+    setup::ensure(For::Bench)?;
+    run_one(bench, options.size)
+}
+
+/// Runs at their small size the benches that every test run takes.
+pub fn run_small() -> Result<()> {
+    for bench in BENCHES.iter().filter(|bench| bench.in_tests) {
+        run_one(bench, Size::Small)?;
+    }
+    Ok(())
+}
+
+fn run_one(bench: &Bench, size: Size) -> Result<()> {
+    println!("{}: {}", bench.name, bench.about);
+    let target = crate::workspace::target();
+    let folder = tempfile::Builder::new()
+        .prefix("larder-bench-")
+        .tempdir_in(&target)
+        .map_err(|source| Error::io("make a folder in", target.display().to_string(), source))?;
+    let mut session = Session { size, folder, rows: Rows::default(), notes: Vec::new() };
+    (bench.run)(&mut session)?;
+    println!("\n{}", session.rows.medians_as_text());
+    if size == Size::Full {
+        let folder = publish::publish(bench, &session)?;
+        println!("published in {}", folder.display());
+    }
+    Ok(())
+}

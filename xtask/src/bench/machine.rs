@@ -1,0 +1,46 @@
+//! Where something was measured, and with what.
+
+use std::fs;
+use std::process::Command;
+
+use crate::process;
+use crate::workspace::{root, system_program};
+
+/// Facts about this machine and these tools, as lines of a list.
+pub fn facts(tools: &[&str]) -> Vec<String> {
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZeroUsize::get);
+    let system = rustix::system::uname();
+    let mut facts = vec![
+        format!("processor: {cores} cores, {}", field("/proc/cpuinfo", "model name")),
+        format!("memory: {}", field("/proc/meminfo", "MemTotal")),
+        format!("kernel: {}", system.release().to_string_lossy()),
+        format!("system: {}", field("/etc/os-release", "PRETTY_NAME")),
+        format!("larder: {}", revision()),
+    ];
+    facts.extend(tools.iter().map(|tool| format!("{tool}: {}", version(tool))));
+    facts
+}
+
+/// The value of `name` in a file of `name: value` or `name=value` lines.
+fn field(path: &str, name: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with(name));
+    let value = line.and_then(|line| line.split_once([':', '=']));
+    value.map_or("unknown", |(_, value)| value.trim().trim_matches('"')).to_owned()
+}
+
+/// The commit that was measured, and whether something was changed since.
+fn revision() -> String {
+    let mut command = Command::new("git");
+    command.current_dir(root()).args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    first_line(&mut command)
+}
+
+fn version(tool: &str) -> String {
+    first_line(system_program(tool).arg("--version"))
+}
+
+fn first_line(command: &mut Command) -> String {
+    let output = process::output(command, "").unwrap_or_default();
+    output.lines().next().unwrap_or("unknown").trim().to_owned()
+}
