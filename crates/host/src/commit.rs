@@ -99,7 +99,11 @@ pub fn commit(
 }
 
 /// Binds a mirror, changes and all, to a new image that is a clone of its parent.
-pub fn clone(repository: &Repository, mirror: &Arc<Mirror>, image: &ImageName) -> Result<VersionId> {
+pub fn clone(
+    repository: &Repository,
+    mirror: &Arc<Mirror>,
+    image: &ImageName,
+) -> Result<VersionId> {
     let version = repository.catalog().clone_version(&mirror.binding().parent, image)?;
     mirror.rebind(version.id.clone())?;
     Ok(version.id)

@@ -66,12 +66,6 @@ pub trait Device: Send + Sync {
     /// The extents that make up the range, in order, without gaps; at most `max` of them, so they
     /// may end before the range does. Where finding out would need a fetch, `Data` is the answer.
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>>;
-
-    /// True where a read of the range might wait for a fetch: a door may then answer others first.
-    /// Cost: no I/O, no waiting.
-    fn may_wait(&self, _offset: u64, _len: u64) -> bool {
-        false
-    }
 }
 
 /// Checks that a range lies inside a device.
