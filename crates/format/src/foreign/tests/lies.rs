@@ -150,7 +150,7 @@ fn a_small_file_cannot_claim_a_large_disk() {
     let folder = folder();
     let path = folder.path().join("bomb.qcow2");
     let cluster: u64 = 2 << 20;
-    for entry in [(2 * cluster) | (1 << 63), 0] {
+    for (entry, what) in [((2 * cluster) | (1 << 63), "more clusters"), (0, "more L2 tables")] {
         let file = File::create(&path).unwrap();
         let length = 512u64 << 40;
         let l1_count = length / (cluster * cluster / 8);
@@ -169,7 +169,7 @@ fn a_small_file_cannot_claim_a_large_disk() {
         file.set_len(4 * cluster).unwrap();
         let begun = Instant::now();
         let error = error_of(&path, &options("qcow2"));
-        assert!(error.chain().contains("has room for"), "{}", error.chain());
+        assert!(error.chain().contains(what), "{}", error.chain());
         assert!(begun.elapsed().as_secs() < 20);
     }
 }

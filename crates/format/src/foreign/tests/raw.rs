@@ -115,6 +115,38 @@ fn a_block_device_is_read_as_a_whole_and_written_in_place() {
     assert_eq!(too_long.err().unwrap().kind(), Kind::Full);
 }
 
+/// A file system with blocks of 1 KiB has holes that begin and end within a block of ours.
+#[test]
+fn stretches_are_rounded_outwards_to_blocks() {
+    let folder = folder();
+    let (image, mounted) = (folder.path().join("image"), folder.path().join("mounted"));
+    File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    run("mke2fs", &["-q", "-t", "ext4", "-b", "1024", text(&image)]);
+    std::fs::create_dir(&mounted).unwrap();
+    run("mount", &["-o", "loop", text(&image), text(&mounted)]);
+    let mounted = Mount { path: mounted };
+    let path = mounted.path.join("disk");
+    let mut expected = vec![0; 50_000];
+    let file = File::create(&path).unwrap();
+    for offset in [1024, 3072, 10_240, 23 * 1024, 27 * 1024] {
+        expected[offset..offset + 1024].fill(9);
+        file.write_all_at(&[9; 1024], offset as u64).unwrap();
+    }
+    file.set_len(50_000).unwrap();
+    drop(file);
+    check_reads(&path, &options("raw"), &expected);
+}
+
+struct Mount {
+    path: PathBuf,
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.path).status();
+    }
+}
+
 struct LoopDevice {
     path: PathBuf,
 }
