@@ -65,6 +65,11 @@ fn main() -> ExitCode {
     let done = process::end_children_on_signals().and_then(|()| run(arguments.task));
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // Whatever failed then failed because of it.
+        Err(_) if process::go_on().is_err() => {
+            eprintln!("xtask: stopped, as told");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("xtask: {}", error_text(&error));
             if let Some(hint) = error.hint_text() {
