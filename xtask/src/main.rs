@@ -4,11 +4,11 @@
 //! |---|---|
 //! | [`setup`] | which program comes from which Debian package, and how it is installed |
 //! | [`layers`] | imports go down only |
-//! | [`test`] | the tests |
+//! | [`test`](mod@test) | the tests |
 //! | [`ci`] | everything that is checked before a change is taken |
 //! | [`images`] | real Debian disk images, made once and kept |
 //! | [`demo`] | the main job, from a disk file to a booted guest and back |
-//! | [`bench`] | measurements |
+//! | [`bench`](mod@bench) | measurements |
 //! | [`process`] | running programs, and ending them when we are told to end |
 //! | [`workspace`] | where things are |
 
@@ -65,6 +65,11 @@ fn main() -> ExitCode {
     let done = process::end_children_on_signals().and_then(|()| run(arguments.task));
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // Whatever failed then failed because of it.
+        Err(_) if process::go_on().is_err() => {
+            eprintln!("xtask: stopped, as told");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("xtask: {}", error_text(&error));
             if let Some(hint) = error.hint_text() {

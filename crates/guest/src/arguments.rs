@@ -45,7 +45,7 @@ pub fn plan(
     line.flag("-nodefaults");
     line.flag("-no-user-config");
     line.option("-display", "none");
-    line.option("-machine", "pc,hpet=off");
+    line.option("-machine", "pc");
     line.option("-m", format!("{}M", config.memory_mib));
     line.option("-smp", config.cpus.to_string());
     match accelerator {

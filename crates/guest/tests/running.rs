@@ -1,10 +1,14 @@
 //! Guests that run in a real QEMU, from a boot sector that talks on the serial port.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use guest::{Accelerator, Console, Drive, Guest, GuestConfig};
 use model::Kind;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -99,4 +103,34 @@ fn a_missing_qemu_says_what_to_install() {
     let error = Guest::start(&config).map(drop).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
     assert!(error.hint_text().unwrap().contains("qemu-system-x86"));
+}
+
+/// Set in the process that is to be killed with its guest running.
+const DOOMED: &str = "LARDER_TEST_DOOMED_FOLDER";
+
+#[test]
+fn a_guest_ends_with_the_process_that_started_it_however_that_ends() {
+    const NAME: &str = "a_guest_ends_with_the_process_that_started_it_however_that_ends";
+    if let Some(folder) = std::env::var_os(DOOMED) {
+        let guest = Guest::start(&config(Path::new(&folder))).unwrap();
+        writeln!(std::io::stdout(), "\nguest {}", guest.pid()).unwrap();
+        let _exit = guest.wait(None);
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut parent = Command::new(std::env::current_exe().unwrap())
+        .args([NAME, "--exact", "--nocapture"])
+        .env(DOOMED, folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+    let pid = lines.find_map(|line| line.unwrap().strip_prefix("guest ")?.parse().ok()).unwrap();
+    let handle = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    // A process handle is readable once the process has ended.
+    let mut ended = [PollFd::new(&handle, PollFlags::IN)];
+    let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut ended, Some(&limit)).unwrap(), 1);
 }

@@ -26,9 +26,9 @@ const MACHINES: &[(&str, &[&str])] = &[
     ("cpu qemu64", &["-cpu", "qemu64"]),
     ("cpu Nehalem", &["-cpu", "Nehalem"]),
     ("machine q35", &["-machine", "q35"]),
-    ("hpet", &["-machine", "hpet=on"]),
+    ("no hpet", &["-machine", "hpet=off"]),
     ("2 processors", &["-smp", "2"]),
-    ("microvm-like: no ACPI", &["-machine", "acpi=off"]),
+    ("no ACPI", &["-machine", "acpi=off"]),
 ];
 
 fn run(session: &mut Session) -> Result<()> {
