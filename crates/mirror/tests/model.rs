@@ -98,9 +98,11 @@ impl Guest {
     }
 
     fn restart(&mut self, disk: SimulatedFileSystem, context: &str) {
+        let dirty_bytes = self.mirror.statistics().dirty_bytes;
         self.host = self.host.on(Arc::new(disk.clone()));
         self.disk = disk;
         self.mirror = self.host.reopen().unwrap();
+        assert_eq!(self.mirror.statistics().dirty_bytes, dirty_bytes, "{context}");
         assert_same(&*self.mirror, &self.model, context);
         assert_eq!(self.mirror.binding().parent, version(self.commits), "{context}");
         assert_eq!(self.mirror.base(), version(1), "{context}");
