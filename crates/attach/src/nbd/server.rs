@@ -48,6 +48,11 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 const NAME_LEN_MAX: usize = 1024;
 /// Bytes of a receive buffer: a piece of a write and the requests around it.
 const RECEIVE_BUFFER_LEN: usize = PIECE_LEN + 64 * 1024;
+/// Bytes that the system is asked to keep for a client on a Unix socket: with less than a few
+/// replies, the connection's thread sleeps and wakes for each of them.
+/// Source: `speed_beside_qemu_nbd`, fio rows: 0.7 to 0.9 of qemu-nbd's speed with the system's 208 KiB,
+/// 1.4 to 2.1 with this.
+const SEND_BUFFER_LEN: usize = 1 << 20;
 const _: () = assert!(RECEIVE_BUFFER_LEN >= handshake::RECEIVE_LEN_MAX);
 
 const OPERATION: &str = "serve over NBD";
@@ -315,8 +320,11 @@ fn connect(shared: &Arc<Shared>, state: &mut State, fd: OwnedFd) {
         tracing::warn!("an NBD connection was closed: there are {serving} already");
         return;
     }
-    // Fails on a Unix socket, which has nothing to delay.
-    let _ = sockopt::set_tcp_nodelay(&fd, true);
+    if sockopt::set_tcp_nodelay(&fd, true).is_err() {
+        // A Unix socket: it has nothing to delay, and does not grow its buffer by itself. The
+        // system may grant less.
+        let _ = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_LEN);
+    }
     let socket = Arc::new(Socket::new(fd));
     let weak = Arc::downgrade(&socket);
     let shared = Arc::clone(shared);
