@@ -72,6 +72,11 @@ impl Tree for MirrorTree {
         Ok(vec![self.mirror.name().clone()])
     }
 
+    fn mirror_length(&self, mirror: &MirrorName) -> Result<u64> {
+        self.check(mirror)?;
+        Ok(self.device.length())
+    }
+
     fn open_mirror(&self, mirror: &MirrorName) -> Result<Arc<dyn Device>> {
         self.check(mirror)?;
         Ok(self.device.clone())
