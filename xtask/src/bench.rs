@@ -6,16 +6,22 @@
 //! | [`rows`] | what was measured, row by row; medians; contenders taken in turn |
 //! | [`machine`] | where it was measured, and with what |
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
+//! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`boot`] | which machine boots soonest |
+//! | [`import`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
 mod boot;
+mod import;
+mod inputs;
 mod machine;
 mod measure;
 mod publish;
 mod rows;
+mod stored;
 mod yardstick;
 
 use clap::ValueEnum;
@@ -26,7 +32,7 @@ pub use rows::Rows;
 use crate::setup::{self, For};
 
 /// Every bench.
-const BENCHES: &[Bench] = &[boot::BENCH, yardstick::BENCH];
+const BENCHES: &[Bench] = &[boot::BENCH, import::BENCH, stored::BENCH, yardstick::BENCH];
 
 /// A bench.
 pub struct Bench {

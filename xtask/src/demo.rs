@@ -12,7 +12,7 @@
 //! **Failure**: whatever ends the demo, its processes end and its folders go; images stay for the
 //! next run.
 
-mod larder;
+pub mod larder;
 mod table;
 
 use std::path::{Path, PathBuf};

@@ -67,10 +67,16 @@ impl Larder {
         command
     }
 
-    /// Runs a command and reads its JSON.
-    pub fn json(&self, arguments: &[&str]) -> Result<Answer> {
+    /// A command that answers with JSON, for whoever wants to run it in a way of their own.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.prepare(Command::new(&self.binary), &["--format", "json"]);
         command.args(arguments);
+        command
+    }
+
+    /// Runs a command and reads its JSON.
+    pub fn json(&self, arguments: &[&str]) -> Result<Answer> {
+        let mut command = self.command(arguments);
         let output = process::output(&mut command, "")?;
         serde_json::from_str(&output).map(Answer).map_err(|source| {
             Error::new(Kind::Invalid, "read", process::shown(&command))
