@@ -16,5 +16,9 @@
 //! `LARDER_GOLDEN=write` writes the golden files anew.
 
 mod harness;
+mod nbd_client;
+
+mod commits;
 
 mod round_trips;
+mod survival;
