@@ -67,7 +67,7 @@ struct Ending {
 }
 
 impl Owner {
-    /// Makes or opens a mirror and serves it.
+    /// Makes or opens a mirror and serves it. Where that fails, a mirror that it made is gone again.
     ///
     /// # Errors
     /// `Refused` where another process has the mirror open, or where it holds changes upon another
@@ -77,7 +77,21 @@ impl Owner {
         state: StateFolder,
         request: &AttachRequest,
     ) -> Result<Self> {
-        let mirror = open_mirror(&repository, &state, request)?;
+        let (mirror, is_new) = open_mirror(&repository, &state, request)?;
+        let served = Self::serve(repository, state.clone(), mirror.clone(), request);
+        if served.is_err() && is_new {
+            // Best effort: the error that matters is why it is not served.
+            let _ = mirror.close().and_then(|()| Mirror::discard(&state, &request.mirror));
+        }
+        served
+    }
+
+    fn serve(
+        repository: Repository,
+        state: StateFolder,
+        mirror: Arc<Mirror>,
+        request: &AttachRequest,
+    ) -> Result<Self> {
         let tree = {
             let (repository, state, mirror) = (repository.clone(), state.clone(), mirror.clone());
             move |device: Arc<dyn Device>| -> Arc<dyn attach::fuse::Tree> {
@@ -217,19 +231,19 @@ impl Handler for Shared {
     }
 }
 
-/// Makes a mirror, or opens the one there is.
+/// Makes a mirror (then true), or opens the one there is.
 fn open_mirror(
     repository: &Repository,
     state: &StateFolder,
     request: &AttachRequest,
-) -> Result<Arc<Mirror>> {
+) -> Result<(Arc<Mirror>, bool)> {
     let name = &request.mirror;
     let wanted = repository.catalog().version(&request.reference)?;
     let chunks = repository.chunks();
     if Mirror::exists(state, name)? {
         let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
         check_bound_to(repository, &mirror, &wanted.id)?;
-        return Ok(mirror);
+        return Ok((mirror, false));
     }
     let binding = Binding {
         parent: wanted.id.clone(),
@@ -239,7 +253,7 @@ fn open_mirror(
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
     repository.catalog().count_attach(&wanted.id)?;
-    Ok(mirror)
+    Ok((mirror, true))
 }
 
 /// A mirror that is opened again must be of the version that was asked for: its changes cannot be
