@@ -18,7 +18,9 @@
 mod harness;
 mod nbd_client;
 
+mod bad_input;
 mod commits;
 
 mod round_trips;
 mod survival;
+mod texts;
