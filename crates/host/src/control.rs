@@ -76,6 +76,10 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     let mut reader = BufReader::new(stream);
     let mut answer = String::new();
     (&mut reader).take(LINE_LEN_MAX).read_line(&mut answer).map_err(failed)?;
+    if answer.is_empty() && matches!(request, Request::Detach { .. }) {
+        // It ended before its answer was out, as it was asked to.
+        return Ok(Some(Response::Detaching));
+    }
     let response: Response = serde_json::from_str(&answer).map_err(|error| {
         Error::new(Kind::Unavailable, "speak with the owner of", socket.display().to_string())
             .because("it went away or is another larder")
