@@ -11,6 +11,7 @@
 //! | [`boot`] | which machine boots soonest |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
@@ -24,6 +25,7 @@ mod machine;
 mod measure;
 mod publish;
 mod qemu_nbd;
+mod replay;
 mod rows;
 mod stored;
 mod yardstick;
@@ -37,7 +39,7 @@ use crate::setup::{self, For};
 
 /// Every bench.
 const BENCHES: &[Bench] =
-    &[boot::BENCH, doors::BENCH, import::BENCH, stored::BENCH, yardstick::BENCH];
+    &[boot::BENCH, doors::BENCH, import::BENCH, replay::BENCH, stored::BENCH, yardstick::BENCH];
 
 /// A bench.
 pub struct Bench {
@@ -82,6 +84,8 @@ pub struct Session {
     pub rows: Rows,
     /// Sentences for the run's README.
     pub notes: Vec<String>,
+    /// Further files of a published run: names and texts.
+    pub attachments: Vec<(&'static str, String)>,
 }
 
 /// Runs a bench, or lists them.
@@ -116,7 +120,8 @@ fn run_one(bench: &Bench, size: Size) -> Result<()> {
         .prefix("larder-bench-")
         .tempdir_in(&target)
         .map_err(|source| Error::io("make a folder in", target.display().to_string(), source))?;
-    let mut session = Session { size, folder, rows: Rows::default(), notes: Vec::new() };
+    let mut session =
+        Session { size, folder, rows: Rows::default(), notes: Vec::new(), attachments: Vec::new() };
     (bench.run)(&mut session)?;
     println!("\n{}", session.rows.medians_as_text());
     if size == Size::Full {
