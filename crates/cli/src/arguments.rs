@@ -28,6 +28,7 @@ pub struct GlobalArguments {
         long,
         global = true,
         env = "LARDER_REPO",
+        hide_env_values = true,
         value_name = "DIR",
         help_heading = "Global options"
     )]
@@ -37,6 +38,7 @@ pub struct GlobalArguments {
         long,
         global = true,
         env = "LARDER_STATE",
+        hide_env_values = true,
         value_name = "DIR",
         help_heading = "Global options"
     )]

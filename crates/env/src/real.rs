@@ -50,6 +50,8 @@ impl FileSystem for RealFileSystem {
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        // The parent of `state` is the empty path, which means the current folder.
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         std::fs::File::open(folder)?.sync_all()
     }
 

@@ -66,7 +66,10 @@ pub fn plan(
     }
     match config.network {
         Network::None => line.option("-nic", "none"),
-        Network::User => line.option("-nic", "user,model=virtio-net-pci,romfile="),
+        Network::User => {
+            line.option("-netdev", "user,id=network");
+            line.option("-device", "virtio-net-pci,netdev=network,romfile=");
+        }
     }
     line.option("-chardev", format!("socket,id=qmp,fd={}", sockets.qmp));
     line.option("-mon", "chardev=qmp,mode=control");

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! seal (guest waits: pause_ms) ─► repository.commit ─► finish: dirty bits restart
-//!                                        └─ failed ──► abandon: all stays dirty
+//!                                        └─ failed ──► all stays dirty
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use env::{Clock, SystemClock};
 use mirror::Mirror;
 use model::progress::Progress;
-use model::{ImageName, Result, TagName, VersionId};
+use model::{Error, ImageName, Kind, Result, TagName, VersionId};
 use repository::{CommitRequest, Repository};
 use serde::{Deserialize, Serialize};
 
@@ -50,61 +50,93 @@ pub struct Outcome {
     pub bypassed: Option<String>,
 }
 
-/// Makes the changes of a mirror the next version of its image.
-///
-/// # Errors
-/// Those of the repository; then the mirror keeps all its changes.
-pub fn commit(
-    repository: &Repository,
-    mirror: &Arc<Mirror>,
-    options: &CommitOptions,
-    progress: &dyn Progress,
-) -> Result<Outcome> {
-    let start = SystemClock.monotonic();
-    let tag = options.tag.as_deref().map(TagName::new).transpose()?;
-    if let Some(image) = &options.to {
-        clone(repository, mirror, &ImageName::new(image)?)?;
-    }
-    let parent = mirror.binding().parent;
-    let sealed = mirror.seal()?;
-    let pause = sealed.pause();
-    let request = CommitRequest {
-        parent: parent.clone(),
-        image: parent.image.clone(),
-        tag,
-        origin: format!("commit {}", mirror.name()),
-        progress,
-    };
-    let committed = match repository.commit(&sealed, &request) {
-        Ok(committed) => committed,
-        Err(error) => {
-            mirror.abandon_commit(sealed);
-            return Err(error);
-        }
-    };
-    let version = &committed.version;
-    mirror.finish_commit(sealed, version.id.clone())?;
-    Ok(Outcome {
-        image: version.id.image.to_string(),
-        version: version.id.version.get(),
-        parent: parent.to_string(),
-        digest: version.facts.content.to_string(),
-        dirty_bytes: committed.dirty_len,
-        new_bytes: committed.new_len,
-        stored_bytes: committed.stored_len,
-        pause_ms: pause.as_secs_f64() * 1000.0,
-        seconds: (SystemClock.monotonic() - start).as_secs_f64(),
-        bypassed: committed.bypassed.map(|version| version.to_string()),
-    })
+/// Makes commits and clones of one mirror, one at a time: each starts from the parent that the one
+/// before it has left.
+pub struct Committer {
+    repository: Repository,
+    mirror: Arc<Mirror>,
+    is_open: Mutex<bool>,
 }
 
-/// Binds a mirror, changes and all, to a new image that is a clone of its parent.
-pub fn clone(
-    repository: &Repository,
-    mirror: &Arc<Mirror>,
-    image: &ImageName,
-) -> Result<VersionId> {
-    let version = repository.catalog().clone_version(&mirror.binding().parent, image)?;
-    mirror.rebind(version.id.clone())?;
-    Ok(version.id)
+impl Committer {
+    /// A committer of a mirror that this process owns.
+    pub fn new(repository: Repository, mirror: Arc<Mirror>) -> Self {
+        Committer { repository, mirror, is_open: Mutex::new(true) }
+    }
+
+    /// Makes the changes of the mirror the next version of its image. Durable when it returns.
+    ///
+    /// # Errors
+    /// Those of the repository; then the mirror keeps all its changes.
+    pub fn commit(&self, options: &CommitOptions, progress: &dyn Progress) -> Result<Outcome> {
+        let _turn = self.take_turn("commit")?;
+        let tag = options.tag.as_deref().map(TagName::new).transpose()?;
+        let to = options.to.as_deref().map(ImageName::new).transpose()?;
+        if let Some(image) = to {
+            self.rebind(&image)?;
+        }
+        self.seal_and_publish(tag, progress)
+    }
+
+    /// Binds the mirror, changes and all, to a new image that is a clone of its parent.
+    pub fn clone_to(&self, image: &ImageName) -> Result<VersionId> {
+        let _turn = self.take_turn("clone")?;
+        self.rebind(image)
+    }
+
+    /// Waits for what is under way and refuses what comes after: the mirror is about to be let go.
+    pub fn close(&self) {
+        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    fn take_turn(&self, operation: &'static str) -> Result<MutexGuard<'_, bool>> {
+        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        match *is_open {
+            true => Ok(is_open),
+            false => Err(Error::new(Kind::Unavailable, operation, self.mirror.name().as_str())
+                .because("its owner is ending")
+                .hint("try again")),
+        }
+    }
+
+    fn rebind(&self, image: &ImageName) -> Result<VersionId> {
+        let parent = self.mirror.binding().parent;
+        let version = self.repository.catalog().clone_version(&parent, image)?;
+        self.mirror.rebind(version.id.clone())?;
+        Ok(version.id)
+    }
+
+    fn seal_and_publish(&self, tag: Option<TagName>, progress: &dyn Progress) -> Result<Outcome> {
+        let start = SystemClock.monotonic();
+        let sealed = self.mirror.seal()?;
+        let (parent, pause) = (sealed.parent().clone(), sealed.pause());
+        let request = CommitRequest {
+            parent: parent.clone(),
+            image: parent.image.clone(),
+            tag,
+            origin: format!("commit {}", self.mirror.name()),
+            progress,
+        };
+        // Dropped on the way out, the sealed changes are dirty again.
+        let committed = self.repository.commit(&sealed, &request)?;
+        let version = &committed.version;
+        self.mirror.finish_commit(sealed, version.id.clone()).map_err(|error| {
+            Error::new(error.kind(), "finish the commit of", self.mirror.name().as_str())
+                .because(format!("{} exists, but the mirror could not note it", version.id))
+                .hint("its next commit will hold these changes once more")
+                .caused_by(error)
+        })?;
+        Ok(Outcome {
+            image: version.id.image.to_string(),
+            version: version.id.version.get(),
+            parent: parent.to_string(),
+            digest: version.facts.content.to_string(),
+            dirty_bytes: committed.dirty_len,
+            new_bytes: committed.new_len,
+            stored_bytes: committed.stored_len,
+            pause_ms: pause.as_secs_f64() * 1000.0,
+            seconds: (SystemClock.monotonic() - start).as_secs_f64(),
+            bypassed: committed.bypassed.map(|version| version.to_string()),
+        })
+    }
 }

@@ -76,6 +76,10 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     let mut reader = BufReader::new(stream);
     let mut answer = String::new();
     (&mut reader).take(LINE_LEN_MAX).read_line(&mut answer).map_err(failed)?;
+    if answer.is_empty() && matches!(request, Request::Detach { .. }) {
+        // It ended before its answer was out, as it was asked to.
+        return Ok(Some(Response::Detaching));
+    }
     let response: Response = serde_json::from_str(&answer).map_err(|error| {
         Error::new(Kind::Unavailable, "speak with the owner of", socket.display().to_string())
             .because("it went away or is another larder")
@@ -101,6 +105,7 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
 /// A control socket that is served.
 pub struct ControlServer {
     path: PathBuf,
+    listener: Arc<UnixListener>,
     is_stopped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -113,21 +118,21 @@ impl ControlServer {
         if path.exists() {
             std::fs::remove_file(path).map_err(failed)?;
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
         let is_stopped = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
-            let is_stopped = is_stopped.clone();
+            let (listener, is_stopped) = (listener.clone(), is_stopped.clone());
             move || accept_all(&listener, &handler, &is_stopped)
         });
-        Ok(ControlServer { path: path.to_path_buf(), is_stopped, thread: Some(thread) })
+        Ok(ControlServer { path: path.to_path_buf(), listener, is_stopped, thread: Some(thread) })
     }
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.is_stopped.store(true, Ordering::Release);
-        // A connection wakes the listener.
-        let _ = UnixStream::connect(&self.path);
+        // Wakes the listener, also when its folder is gone by now.
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -208,5 +213,8 @@ mod tests {
         assert!(line.contains("failed"), "{line}");
         drop(server);
         assert!(!path.exists());
+        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        drop(server);
     }
 }

@@ -8,7 +8,7 @@ use model::{Error, Kind, MirrorName, Result};
 use repository::Repository;
 use serde::{Deserialize, Serialize};
 
-use crate::commit::{self, CommitOptions, Outcome};
+use crate::commit::{CommitOptions, Committer, Outcome};
 use crate::control::{Request, Response, ask};
 use crate::doors::Door;
 
@@ -91,7 +91,7 @@ pub fn commit(
     }
     let repository = open_repository()?;
     let mirror = Mirror::reopen(state, name, |_| Ok(repository.chunks()))?;
-    let outcome = commit::commit(&repository, &mirror, options, progress)?;
+    let outcome = Committer::new(repository, mirror.clone()).commit(options, progress)?;
     mirror.close()?;
     Ok(outcome)
 }

@@ -9,7 +9,7 @@ use model::{Error, Kind, MirrorName, Reference, Result, VersionId};
 use repository::Repository;
 use serde::Serialize;
 
-use crate::commit::{self, Outcome};
+use crate::commit::Committer;
 use crate::control::{ControlServer, Handler, Request, Response};
 use crate::doors::{Door, DoorOptions, Doors};
 use crate::mirrors::{MirrorStatus, control_socket};
@@ -53,6 +53,7 @@ struct Shared {
     repository: Repository,
     state: StateFolder,
     mirror: Arc<Mirror>,
+    committer: Arc<Committer>,
     doors: Mutex<Option<Doors>>,
     ending: Mutex<Ending>,
     changed: Condvar,
@@ -77,20 +78,38 @@ impl Owner {
         state: StateFolder,
         request: &AttachRequest,
     ) -> Result<Self> {
-        let mirror = open_mirror(&repository, &state, request)?;
+        let (mirror, is_new) = open_mirror(&repository, &state, request)?;
+        Self::serve(repository, state.clone(), mirror.clone(), &request.doors).inspect_err(|_| {
+            // The error that matters is the first; a mirror that was not there before goes again.
+            let _ = mirror.close();
+            if is_new {
+                let _ = Mirror::discard(&state, mirror.name());
+            }
+        })
+    }
+
+    fn serve(
+        repository: Repository,
+        state: StateFolder,
+        mirror: Arc<Mirror>,
+        options: &DoorOptions,
+    ) -> Result<Self> {
+        let committer = Arc::new(Committer::new(repository.clone(), mirror.clone()));
         let tree = {
-            let (repository, state, mirror) = (repository.clone(), state.clone(), mirror.clone());
+            let (repository, state) = (repository.clone(), state.clone());
+            let (mirror, committer) = (mirror.clone(), committer.clone());
             move |device: Arc<dyn Device>| -> Arc<dyn attach::fuse::Tree> {
-                Arc::new(MirrorTree::new(repository, state, mirror, device))
+                Arc::new(MirrorTree::new(repository, state, mirror, committer, device))
             }
         };
         let device: Arc<dyn Device> = mirror.clone();
-        let doors = Doors::open(&request.doors, &request.mirror, &device, tree)?;
-        let socket = control_socket(&state, &request.mirror);
+        let doors = Doors::open(options, mirror.name(), &device, tree)?;
+        let socket = control_socket(&state, mirror.name());
         let shared = Arc::new(Shared {
             repository,
             state,
             mirror,
+            committer,
             doors: Mutex::new(Some(doors)),
             ending: Mutex::default(),
             changed: Condvar::new(),
@@ -142,15 +161,12 @@ impl Owner {
     /// was asked for, or `discard` says so.
     pub fn stop(mut self, discard: bool) -> Result<()> {
         self.shared.ask_to_stop(discard);
-        let shared = self.shared.clone();
-        let closed = shared.close(discard);
-        // Waiting callers are answered before the socket goes.
-        {
-            let mut ending = shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
-            ending.is_done = true;
-            shared.changed.notify_all();
-        }
+        // The socket goes while the mirror is still held: the next owner's must not be taken away.
         self.control.take();
+        let closed = self.shared.close(discard);
+        let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.is_done = true;
+        self.shared.changed.notify_all();
         closed
     }
 }
@@ -185,6 +201,7 @@ impl Shared {
     fn close(&self, discard: bool) -> Result<()> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).take();
         let doors_closed = doors.map_or(Ok(()), Doors::close);
+        self.committer.close();
         let asked = self.ending.lock().unwrap_or_else(PoisonError::into_inner).asked;
         let name = self.mirror.name().clone();
         let mirror_closed = self.mirror.close();
@@ -200,8 +217,7 @@ impl Handler for Shared {
         match request {
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
             Request::Commit(options) => {
-                let outcome: Outcome =
-                    commit::commit(&self.repository, &self.mirror, &options, &Silent)?;
+                let outcome = self.committer.commit(&options, &Silent)?;
                 Ok(Response::Committed(Box::new(outcome)))
             }
             Request::Detach { discard } => {
@@ -217,19 +233,19 @@ impl Handler for Shared {
     }
 }
 
-/// Makes a mirror, or opens the one there is.
+/// Makes a mirror, or opens the one there is. True where it was made.
 fn open_mirror(
     repository: &Repository,
     state: &StateFolder,
     request: &AttachRequest,
-) -> Result<Arc<Mirror>> {
+) -> Result<(Arc<Mirror>, bool)> {
     let name = &request.mirror;
     let wanted = repository.catalog().version(&request.reference)?;
     let chunks = repository.chunks();
     if Mirror::exists(state, name)? {
         let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
         check_bound_to(repository, &mirror, &wanted.id)?;
-        return Ok(mirror);
+        return Ok((mirror, false));
     }
     let binding = Binding {
         parent: wanted.id.clone(),
@@ -239,7 +255,7 @@ fn open_mirror(
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
     repository.catalog().count_attach(&wanted.id)?;
-    Ok(mirror)
+    Ok((mirror, true))
 }
 
 /// A mirror that is opened again must be of the version that was asked for: its changes cannot be

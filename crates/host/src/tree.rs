@@ -10,13 +10,14 @@ use model::progress::Silent;
 use model::{Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
 use repository::Repository;
 
-use crate::commit::{self, CommitOptions};
+use crate::commit::{CommitOptions, Committer};
 
 /// All versions, and one mirror.
 pub struct MirrorTree {
     repository: Repository,
     state: StateFolder,
     mirror: Arc<Mirror>,
+    committer: Arc<Committer>,
     device: Arc<dyn Device>,
 }
 
@@ -26,9 +27,10 @@ impl MirrorTree {
         repository: Repository,
         state: StateFolder,
         mirror: Arc<Mirror>,
+        committer: Arc<Committer>,
         device: Arc<dyn Device>,
     ) -> Self {
-        MirrorTree { repository, state, mirror, device }
+        MirrorTree { repository, state, mirror, committer, device }
     }
 
     fn check(&self, mirror: &MirrorName) -> Result<()> {
@@ -72,6 +74,11 @@ impl Tree for MirrorTree {
         Ok(vec![self.mirror.name().clone()])
     }
 
+    fn mirror_length(&self, mirror: &MirrorName) -> Result<u64> {
+        self.check(mirror)?;
+        Ok(self.device.length())
+    }
+
     fn open_mirror(&self, mirror: &MirrorName) -> Result<Arc<dyn Device>> {
         self.check(mirror)?;
         Ok(self.device.clone())
@@ -79,13 +86,12 @@ impl Tree for MirrorTree {
 
     fn clone_mirror(&self, mirror: &MirrorName, image: &ImageName) -> Result<VersionId> {
         self.check(mirror)?;
-        commit::clone(&self.repository, &self.mirror, image)
+        self.committer.clone_to(image)
     }
 
     fn commit_mirror(&self, mirror: &MirrorName) -> Result<VersionId> {
         self.check(mirror)?;
-        let options = CommitOptions::default();
-        let outcome = commit::commit(&self.repository, &self.mirror, &options, &Silent)?;
+        let outcome = self.committer.commit(&CommitOptions::default(), &Silent)?;
         let version = VersionNumber::new(outcome.version)
             .ok_or_else(|| Error::new(Kind::Bug, "commit", mirror.as_str()))?;
         Ok(VersionId { image: ImageName::new(&outcome.image)?, version })

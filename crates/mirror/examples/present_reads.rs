@@ -1,7 +1,7 @@
 //! What a read of present blocks costs, beside a plain `pread` of a raw file with the same bytes;
 //! and what a sequential replay costs with and without fetching ahead.
 //!
-//! `cargo run --release -p mirror --example present_reads -- [FOLDER] [MiB] [READS]`
+//! `cargo run --release -p mirror --example present_reads -- [FOLDER] [MiB] [READS] [PASSES]`
 #![expect(clippy::print_stdout, reason = "its numbers are its product")]
 
 use std::os::unix::fs::FileExt;
@@ -18,8 +18,9 @@ use model::{
 };
 use store::{Chunk, ChunkStore, MemoryChunkStore};
 
-/// Chunks cost what hashing costs, as they do where they come from a disk.
-struct HashingStore(MemoryChunkStore);
+/// Chunks cost some passes of hashing: one is what verifying costs, eight about what
+/// decompressing costs on top.
+struct HashingStore(MemoryChunkStore, u64);
 
 impl ChunkStore for HashingStore {
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
@@ -31,7 +32,11 @@ impl ChunkStore for HashingStore {
     }
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        Chunk::verify(chunk, self.0.chunk(chunk)?.bytes().to_vec())
+        let bytes = self.0.chunk(chunk)?.bytes().to_vec();
+        for _ in 1..self.1 {
+            Chunk::verify(chunk, bytes.clone())?;
+        }
+        Chunk::verify(chunk, bytes)
     }
 }
 
@@ -63,7 +68,7 @@ fn main() {
         version: VersionNumber::FIRST,
     };
     let binding = Binding { parent: version, content, layout, length };
-    let store: Arc<dyn ChunkStore> = Arc::new(HashingStore(chunks));
+    let store: Arc<dyn ChunkStore> = Arc::new(HashingStore(chunks, number(4, 1)));
     let raw_path = folder.join("raw");
     std::fs::write(&raw_path, &bytes).expect("the raw file can be written");
     let raw = std::fs::File::open(&raw_path).expect("it was written");

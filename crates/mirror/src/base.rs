@@ -13,7 +13,7 @@
 //! of `live`, is another. Two processes may lose each other's bits: a block is fetched once more.
 //! A full disk loses bits too, but no bytes.
 //!
-//! **Not here**: where bytes come from ([`crate::fetch`]); eviction.
+//! **Not here**: where bytes come from (`fetch`); eviction.
 
 use std::collections::BTreeSet;
 use std::io;

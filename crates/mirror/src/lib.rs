@@ -8,17 +8,17 @@
 //! | [`seal`] | its changes, standing still for a commit |
 //! | [`view`] | a version to be read without a mirror |
 //! | [`state_folder`] | where a host keeps mirrors and bases; what can be told without owning one |
-//! | [`plan`] | where the bytes of a read are |
-//! | [`extents`] | which parts of a disk hold data |
-//! | [`overlay`] | the states of an overlay's blocks |
-//! | [`live`] | the same, as they survive the process |
-//! | [`log`] | the same, as they survive power loss |
-//! | [`base`] | the local copy of a content and its presence |
-//! | [`fetch`] | how a base gets what it misses |
-//! | [`chunks`] | chunks that were used a moment ago |
-//! | [`flights`] | fetches that are under way |
-//! | [`readahead`], [`background`] | fetching what will be read next |
-//! | [`segments`] | something kept for each touched segment |
+//! | `plan` | where the bytes of a read are |
+//! | `extents` | which parts of a disk hold data |
+//! | `overlay` | the states of an overlay's blocks |
+//! | `live` | the same, as they survive the process |
+//! | `log` | the same, as they survive power loss |
+//! | `base` | the local copy of a content and its presence |
+//! | `fetch` | how a base gets what it misses |
+//! | `chunks` | chunks that were used a moment ago |
+//! | `flights` | fetches that are under way |
+//! | `readahead`, `background` | fetching what will be read next |
+//! | `segments` | something kept for each touched segment |
 //!
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 

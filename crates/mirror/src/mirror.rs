@@ -8,7 +8,7 @@
 //!
 //! **Invariants**
 //! 1. `state.log` never tells of bytes that were not synced before it was written.
-//! 2. Bytes that are committed or sealed are not overwritten, see [`crate::overlay`].
+//! 2. Bytes that are committed or sealed are not overwritten, see `overlay`.
 //! 3. Bytes that were left behind are punched only after the log tells of their successors, and
 //!    readers who may have looked before read again (`punches`).
 //! 4. No lock is held across a fetch.

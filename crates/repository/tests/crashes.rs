@@ -33,8 +33,7 @@ fn export(repository: &Repository, reference: &str) -> Result<Vec<u8>> {
     let version = repository.catalog().version(&reference.parse()?)?;
     let sink = BytesSink::default();
     repository.export(&version.id, Box::new(sink.clone()), &Silent, &Cancel::new())?;
-    let bytes = sink.0.lock().unwrap().clone();
-    Ok(bytes)
+    Ok(sink.take())
 }
 
 /// Runs `change` with the disk failing from its first operation on, then from its second, until it

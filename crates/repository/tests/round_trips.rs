@@ -39,8 +39,7 @@ impl Fixture {
         self.repository
             .export(&version.id, Box::new(sink.clone()), &Silent, &Cancel::new())
             .unwrap();
-        let bytes = sink.0.lock().unwrap().clone();
-        bytes
+        sink.take()
     }
 
     fn commit(&self, parent: &str, old: &[u8], new: &[u8]) -> repository::Committed {

@@ -57,7 +57,14 @@ impl DiskSource for BytesSource<'_> {
 
 /// Collects an export in memory.
 #[derive(Clone, Default)]
-pub struct BytesSink(pub Arc<Mutex<Vec<u8>>>);
+pub struct BytesSink(Arc<Mutex<Vec<u8>>>);
+
+impl BytesSink {
+    /// What was exported.
+    pub fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
 
 impl DiskSink for BytesSink {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -81,7 +88,7 @@ pub struct Difference<'a> {
 }
 
 impl Difference<'_> {
-    fn block<'b>(bytes: &'b [u8], block: u64) -> &'b [u8] {
+    fn block(bytes: &[u8], block: u64) -> &[u8] {
         let start = (block as usize * BLOCK_LEN).min(bytes.len());
         &bytes[start..(start + BLOCK_LEN).min(bytes.len())]
     }

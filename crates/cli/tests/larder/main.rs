@@ -1,0 +1,30 @@
+//! The `larder` binary, from its command line to real clients at its doors.
+//!
+//! | Module | Shows |
+//! |---|---|
+//! | [`round_trips`] | what goes in comes out, byte for byte; what every command prints for programs |
+//! | [`bad_input`] | one line that names the thing and the reason, and nothing left behind |
+//! | [`texts`] | errors and helps as golden files |
+//! | [`full_disks`] | no space left in the middle |
+//! | [`doors`] | real clients at NBD and FUSE |
+//! | [`commits`] | changes become versions, served or not |
+//! | [`survival`] | `kill -9` of attach, import and commit |
+//! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`guests`] | `larder run` |
+//! | [`many_images`] | thousands of images in the catalog |
+//!
+//! `LARDER_GOLDEN=write` writes the golden files anew.
+
+mod harness;
+mod nbd_client;
+
+mod bad_input;
+mod commits;
+mod doors;
+mod full_disks;
+mod many_images;
+mod random_lives;
+
+mod round_trips;
+mod survival;
+mod texts;
