@@ -41,9 +41,25 @@ pub const BENCH: Bench = Bench {
     run,
 };
 
-/// Requests under way, and whether the page cache is emptied before each replay.
-const WAYS: &[(&str, usize, bool)] =
-    &[("one by one", 1, false), ("4 under way", 4, false), ("cold, one by one", 1, true)];
+/// How a trace is replayed.
+#[derive(Clone, Copy)]
+struct Way {
+    name: &'static str,
+    /// Requests under way.
+    depth: usize,
+    /// Whether the page cache is emptied before each replay.
+    cold: bool,
+    /// Whether this host had a mirror of the version before, so that its base is there.
+    known: bool,
+}
+
+const WAYS: &[Way] = &[
+    Way { name: "one by one", depth: 1, cold: false, known: false },
+    Way { name: "4 under way", depth: 4, cold: false, known: false },
+    Way { name: "cold, one by one", depth: 1, cold: true, known: false },
+    Way { name: "next mirror, one by one", depth: 1, cold: false, known: true },
+    Way { name: "next mirror, 4 under way", depth: 4, cold: false, known: true },
+];
 
 fn run(session: &mut Session) -> Result<()> {
     let disk = inputs::disks(session)?.remove(0);
@@ -63,22 +79,22 @@ fn run(session: &mut Session) -> Result<()> {
     };
     place.larder.json(&["import", inputs::text(&place.disk)?, "image"])?;
     let rounds = if session.size == Size::Full { 9 } else { 1 };
-    for (way, depth, cold) in WAYS {
+    for way in WAYS {
         // Only root may empty the page cache, and nobody should in a test run.
-        if *cold && (session.size == Size::Small || !rustix::process::geteuid().is_root()) {
+        if way.cold && (session.size == Size::Small || !rustix::process::geteuid().is_root()) {
             continue;
         }
         let digests = RefCell::new(Vec::new());
-        let mirror = || place.on_mirror(*depth, *cold, &digests);
-        let peer = || place.on_qemu_nbd(*depth, *cold, &digests);
+        let mirror = || place.on_mirror(*way, &digests);
+        let peer = || place.on_qemu_nbd(*way, &digests);
         let mut contenders: Vec<Contender<'_>> = vec![
-            (format!("larder, {way}"), Box::new(mirror)),
-            (format!("qemu-nbd, {way}"), Box::new(peer)),
+            (format!("larder, {}", way.name), Box::new(mirror)),
+            (format!("qemu-nbd, {}", way.name), Box::new(peer)),
         ];
         session.rows.alternate(rounds, &mut contenders)?;
         drop(contenders);
         let digests = digests.into_inner();
-        if *depth == 1 && digests.iter().any(|digest| *digest != digests[0]) {
+        if way.depth == 1 && digests.iter().any(|digest| *digest != digests[0]) {
             return Err(Error::new(Kind::Corrupt, "replay", "a trace")
                 .because("the mirror and qemu-nbd answered different bytes"));
         }
@@ -100,19 +116,19 @@ struct Place {
 type Columns = Vec<(&'static str, f64)>;
 
 impl Place {
-    fn on_mirror(
-        &self,
-        depth: usize,
-        cold: bool,
-        digests: &RefCell<Vec<blake3::Hash>>,
-    ) -> Result<Columns> {
+    fn on_mirror(&self, way: Way, digests: &RefCell<Vec<blake3::Hash>>) -> Result<Columns> {
         let socket = self.sockets.path().join("mirror");
-        inputs::remove(&self.state)?;
-        rest(cold)?;
+        if way.known {
+            // A mirror of its own, whose changes go with it; the base stays.
+            inputs::remove(&self.state.join("mirrors"))?;
+        } else {
+            inputs::remove(&self.state)?;
+        }
+        rest(way.cold)?;
         let began = Instant::now();
         let attached = self.larder.attach("image", "fresh", &socket)?;
         let attach = began.elapsed().as_secs_f64();
-        let mut columns = self.replay(&socket, depth, digests)?;
+        let mut columns = self.replay(&socket, way.depth, digests)?;
         columns.push(("start_seconds", attach));
         let fetched = self.larder.mirror("fresh")?.number("fetched_bytes")?;
         columns.push(("fetched_mib", fetched as f64 / f64::from(1 << 20)));
@@ -120,20 +136,15 @@ impl Place {
         Ok(columns)
     }
 
-    fn on_qemu_nbd(
-        &self,
-        depth: usize,
-        cold: bool,
-        digests: &RefCell<Vec<blake3::Hash>>,
-    ) -> Result<Columns> {
+    fn on_qemu_nbd(&self, way: Way, digests: &RefCell<Vec<blake3::Hash>>) -> Result<Columns> {
         let mut command = system_program("cp");
         command.args(["--sparse=always", "--"]).arg(&self.disk).arg(&self.copy);
         process::run(&mut command)?;
-        rest(cold)?;
+        rest(way.cold)?;
         let began = Instant::now();
         let peer = QemuNbd::start(&self.copy, &self.sockets.path().join("qemu"))?;
         let start = began.elapsed().as_secs_f64();
-        let mut columns = self.replay(peer.socket(), depth, digests)?;
+        let mut columns = self.replay(peer.socket(), way.depth, digests)?;
         columns.push(("start_seconds", start));
         drop(peer);
         inputs::remove(&self.copy)?;
@@ -222,13 +233,13 @@ fn made_up() -> Vec<Call> {
 fn say(session: &mut Session, calls: &[Call]) {
     let mut text = format!(
         "The trace: {}. A mirror starts with nothing present, qemu-nbd with a fresh copy of the \
-         whole file. Time on the mirror as a multiple of qemu-nbd's (goal: 1.3 at most):\n\n",
+         whole file; a next mirror finds what an earlier one on the host has fetched. Time on the mirror as a multiple of qemu-nbd's (goal: 1.3 at most):\n\n",
         trace::summary(calls)
     );
-    for (way, ..) in WAYS {
-        let of = |who: &str| session.rows.median(&format!("{who}, {way}"), "replay_seconds");
+    for Way { name, .. } in WAYS {
+        let of = |who: &str| session.rows.median(&format!("{who}, {name}"), "replay_seconds");
         if let (Some(mirror), Some(peer)) = (of("larder"), of("qemu-nbd")) {
-            text += &format!("- {way}: {:.2}\n", mirror / peer);
+            text += &format!("- {name}: {:.2}\n", mirror / peer);
         }
     }
     session.notes.push(text);
