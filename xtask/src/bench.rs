@@ -9,8 +9,10 @@
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
 //! | [`boot`] | which machine boots soonest |
+//! | [`commit`] | a mirror's changes become a version |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
@@ -18,9 +20,11 @@
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
 mod boot;
+mod commit;
 mod doors;
 mod import;
 mod inputs;
+mod login;
 mod machine;
 mod measure;
 mod publish;
@@ -38,8 +42,16 @@ pub use rows::Rows;
 use crate::setup::{self, For};
 
 /// Every bench.
-const BENCHES: &[Bench] =
-    &[boot::BENCH, doors::BENCH, import::BENCH, replay::BENCH, stored::BENCH, yardstick::BENCH];
+const BENCHES: &[Bench] = &[
+    import::BENCH,
+    stored::BENCH,
+    doors::BENCH,
+    replay::BENCH,
+    login::BENCH,
+    commit::BENCH,
+    boot::BENCH,
+    yardstick::BENCH,
+];
 
 /// A bench.
 pub struct Bench {
