@@ -7,7 +7,9 @@
 //! | [`machine`] | where it was measured, and with what |
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
 //! | [`inputs`] | the disks that are measured on, and larder itself |
+//! | [`qemu_nbd`] | the peer of a mirror's NBD door |
 //! | [`boot`] | which machine boots soonest |
+//! | [`doors`] | reads over NBD, beside qemu-nbd |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
@@ -15,11 +17,13 @@
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
 mod boot;
+mod doors;
 mod import;
 mod inputs;
 mod machine;
 mod measure;
 mod publish;
+mod qemu_nbd;
 mod rows;
 mod stored;
 mod yardstick;
@@ -32,7 +36,8 @@ pub use rows::Rows;
 use crate::setup::{self, For};
 
 /// Every bench.
-const BENCHES: &[Bench] = &[boot::BENCH, import::BENCH, stored::BENCH, yardstick::BENCH];
+const BENCHES: &[Bench] =
+    &[boot::BENCH, doors::BENCH, import::BENCH, stored::BENCH, yardstick::BENCH];
 
 /// A bench.
 pub struct Bench {

@@ -113,8 +113,12 @@ fn read_settings(path: &Path) -> Result<SettingsFile> {
         return Ok(SettingsFile::default());
     }
     let bytes = RealFileSystem.read_file(path, SETTINGS_LEN_MAX).map_err(failed)?;
-    toml::from_str(&String::from_utf8_lossy(&bytes)).map_err(|error| {
+    let text = String::from_utf8_lossy(&bytes);
+    toml::from_str(&text).map_err(|error| {
+        // Its Display draws a picture over several lines.
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
         Error::new(Kind::Invalid, "read the settings", path.display().to_string())
-            .because(error.to_string().trim().to_string())
+            .because(format!("line {line}: {}", error.message()))
     })
 }

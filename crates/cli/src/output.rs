@@ -70,7 +70,8 @@ pub fn print_error(error: &Error) {
 /// Logs to stderr: warnings always, more when asked, `LARDER_LOG` over both.
 pub fn start_logging(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
+        // FUSE calls it an error when the kernel has given up a request before its answer came.
+        0 => "warn,fuser=off",
         1 => "info",
         _ => "debug",
     };

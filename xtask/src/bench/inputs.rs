@@ -131,6 +131,19 @@ pub fn text(path: &Path) -> Result<&str> {
     })
 }
 
+/// A folder for sockets, whose paths must be short; it goes when it is dropped.
+pub fn sockets() -> Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("larder-bench-")
+        .tempdir()
+        .map_err(|source| Error::io("make", "a folder for sockets", source))
+}
+
+/// How NBD's clients call a socket's default export.
+pub fn nbd_uri(socket: &Path) -> String {
+    format!("nbd+unix:///?socket={}", socket.display())
+}
+
 /// Waits until everything written is on the disk, so that nobody pays for another's bytes.
 pub fn settle() {
     rustix::fs::sync();

@@ -56,6 +56,9 @@ fn partition(recipe: &Recipe, disk: &Path) -> Result<()> {
 fn boot_partition(recipe: &Recipe, root: &Path, disk: &Path, log: &Path) -> Result<()> {
     let mut command = system_program("mkfs.vfat");
     command.args(["-F", "16", "--invariant", "-n", "BOOT", "-i", &recipe.short_id("boot")]);
+    // Clusters of 4 KiB, which mkfs.vfat also aligns to 4 KiB: so the kernel and its initrd lie on
+    // the same boundaries as in the root file system, and are the same blocks.
+    command.args(["-s", "8"]);
     command.args(["--offset", &(BOOT_AT_MIB * SECTORS_PER_MIB).to_string()]);
     command.arg(disk).arg((recipe.boot_mib * 1024).to_string());
     process::run_logged(&mut command, log)?;

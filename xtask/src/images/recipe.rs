@@ -16,7 +16,7 @@ pub struct Recipe {
 }
 
 /// Raised when the same recipe is to give another image.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A Debian that boots to a login prompt, and nothing more.
 pub const MINIMAL: Recipe = Recipe {

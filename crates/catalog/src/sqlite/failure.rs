@@ -54,6 +54,8 @@ impl Failure {
 /// Sorts SQLite's result codes (<https://www.sqlite.org/rescode.html>) by what the caller should do.
 fn kind_of(error: &sqlx::Error) -> Kind {
     const IO_ERROR_CORRUPT_FILE_SYSTEM: i32 = 10 | 33 << 8;
+    // The index of the write-ahead log is written out when it is made, so it fails on a full disk.
+    const IO_ERROR_SHARED_MEMORY_SIZE: i32 = 10 | 19 << 8;
     let code = match error {
         sqlx::Error::Database(database) => database.code().and_then(|code| code.parse().ok()),
         sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => return Kind::Unavailable,
@@ -63,6 +65,7 @@ fn kind_of(error: &sqlx::Error) -> Kind {
     let Some(code): Option<i32> = code else { return Kind::Bug };
     match code & 0xff {
         _ if code == IO_ERROR_CORRUPT_FILE_SYSTEM => Kind::Corrupt,
+        _ if code == IO_ERROR_SHARED_MEMORY_SIZE => Kind::Full,
         3 | 8 | 23 => Kind::Refused, // PERM READONLY AUTH
         5 | 6 | 7 | 9 | 10 | 14 | 15 => Kind::Unavailable, // BUSY LOCKED NOMEM INTERRUPT IOERR CANTOPEN PROTOCOL
         11 | 26 => Kind::Corrupt,                          // CORRUPT NOTADB

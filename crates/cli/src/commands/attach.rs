@@ -28,7 +28,7 @@ pub struct Attach {
     #[arg(long, value_name = "NAME")]
     mirror: MirrorName,
     /// Serve NBD on a Unix socket (a path) or on a loopback address (127.0.0.1:10809).
-    #[arg(long, value_name = "SOCKET_OR_ADDR")]
+    #[arg(long, value_name = "SOCKET_OR_ADDR", value_parser = parse_address)]
     nbd: Option<Address>,
     /// Mount a folder in which versions and the mirror are raw files.
     #[arg(long, value_name = "DIR")]
@@ -79,6 +79,15 @@ impl Attach {
         let _ = signals.join();
         stopped
     }
+}
+
+/// Reads an address. What is wrong with it stands in the error's cause and hint, of which clap
+/// prints neither.
+fn parse_address(text: &str) -> Result<Address, String> {
+    text.parse::<Address>().map_err(|error| match error.hint_text() {
+        Some(hint) => format!("{}; {hint}", error.chain()),
+        None => error.chain(),
+    })
 }
 
 /// This host's state folder.

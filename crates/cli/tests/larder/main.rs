@@ -9,12 +9,22 @@
 //! | [`doors`] | real clients at NBD and FUSE |
 //! | [`commits`] | changes become versions, served or not |
 //! | [`survival`] | `kill -9` of attach, import and commit |
-//! | [`model`] | a mirror beside a vector of bytes |
+//! | [`random_lives`] | a mirror beside a vector of bytes |
 //! | [`guests`] | `larder run` |
 //! | [`many_images`] | thousands of images in the catalog |
 //!
 //! `LARDER_GOLDEN=write` writes the golden files anew.
 
 mod harness;
+mod nbd_client;
+
+mod bad_input;
+mod commits;
+mod doors;
+mod full_disks;
+mod many_images;
+mod random_lives;
 
 mod round_trips;
+mod survival;
+mod texts;
