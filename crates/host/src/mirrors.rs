@@ -50,7 +50,8 @@ pub fn list(state: &StateFolder) -> Result<Vec<MirrorStatus>> {
             Ok(status) => found.push(status),
             // It was thrown away in between.
             Err(error) if error.kind() == Kind::NotFound => {}
-            Err(error) => return Err(error),
+            // The others are to be seen all the same.
+            Err(error) => tracing::warn!("{}", error.chain()),
         }
     }
     Ok(found)
