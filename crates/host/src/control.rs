@@ -10,8 +10,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -93,10 +93,6 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     let mut reader = BufReader::new(stream);
     let mut answer = String::new();
     (&mut reader).take(LINE_LEN_MAX).read_line(&mut answer).map_err(failed)?;
-    if answer.is_empty() && matches!(request, Request::Detach { .. }) {
-        // It ended before its answer was out, as it was asked to.
-        return Ok(Some(Response::Detaching));
-    }
     let response: Response = serde_json::from_str(&answer).map_err(|error| {
         Error::new(Kind::Unavailable, "speak with the owner of", socket.display().to_string())
             .because("it went away or is another larder")
@@ -131,7 +127,39 @@ pub struct ControlServer {
     path: PathBuf,
     listener: Arc<UnixListener>,
     is_stopped: Arc<AtomicBool>,
+    answers: Arc<Answers>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The requests that are being answered.
+#[derive(Debug, Default)]
+pub struct Answers {
+    count: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// One request that is being answered.
+struct Answer<'a>(&'a Answers);
+
+impl Answers {
+    /// Waits until every request that was read is answered, or until `limit` has passed: an owner
+    /// that ends would take its last answers with it.
+    pub fn wait(&self, limit: Duration) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ended = self.ended.wait_timeout_while(count, limit, |count| *count > 0);
+    }
+
+    fn begin(&self) -> Answer<'_> {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Answer(self)
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.ended.notify_all();
+    }
 }
 
 impl ControlServer {
@@ -151,11 +179,19 @@ impl ControlServer {
         }
         let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
         let is_stopped = Arc::new(AtomicBool::new(false));
+        let answers = Arc::new(Answers::default());
         let thread = std::thread::spawn({
             let (listener, is_stopped) = (listener.clone(), is_stopped.clone());
-            move || accept_all(&listener, &handler, &is_stopped)
+            let answers = answers.clone();
+            move || accept_all(&listener, &handler, &answers, &is_stopped)
         });
-        Ok(ControlServer { path: path.to_path_buf(), listener, is_stopped, thread: Some(thread) })
+        let (path, thread) = (path.to_path_buf(), Some(thread));
+        Ok(ControlServer { path, listener, is_stopped, answers, thread })
+    }
+
+    /// The requests that are being answered, also after this server is gone.
+    pub fn answers(&self) -> Arc<Answers> {
+        self.answers.clone()
     }
 }
 
@@ -171,20 +207,26 @@ impl Drop for ControlServer {
     }
 }
 
-fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, is_stopped: &AtomicBool) {
+fn accept_all(
+    listener: &UnixListener,
+    handler: &Arc<dyn Handler>,
+    answers: &Arc<Answers>,
+    is_stopped: &AtomicBool,
+) {
     let connections = Arc::new(());
     for stream in listener.incoming() {
         if is_stopped.load(Ordering::Acquire) {
             break;
         }
         let served = stream.and_then(|stream| {
-            let (handler, connection) = (handler.clone(), connections.clone());
+            let (handler, answers) = (handler.clone(), answers.clone());
+            let connection = connections.clone();
             if Arc::strong_count(&connections) > CONNECTION_COUNT_MAX + 1 {
                 return Ok(());
             }
             let serve = move || {
                 let _connection = connection;
-                serve(stream, &*handler);
+                serve(stream, &*handler, &answers);
             };
             std::thread::Builder::new().name("control".into()).spawn(serve).map(drop)
         });
@@ -196,7 +238,7 @@ fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, is_stopped: &
     }
 }
 
-fn serve(mut stream: UnixStream, handler: &dyn Handler) {
+fn serve(mut stream: UnixStream, handler: &dyn Handler, answers: &Answers) {
     let Ok(copy) = stream.try_clone() else { return };
     let mut reader = BufReader::new(copy);
     loop {
@@ -205,6 +247,7 @@ fn serve(mut stream: UnixStream, handler: &dyn Handler) {
             Ok(count) if count > 0 && line.ends_with('\n') => {}
             _ => return,
         }
+        let _answering = answers.begin();
         let answer = serde_json::from_str(&line)
             .map_err(|error| {
                 Error::new(Kind::Invalid, "read", "the request").because(error.to_string())
