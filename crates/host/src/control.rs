@@ -302,6 +302,18 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_too_long_ends_its_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let _server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        // It may be closed before all is written.
+        let _ = stream.write_all(&vec![b' '; LINE_LEN_MAX as usize + 1]);
+        assert!(!matches!(stream.read(&mut [0]), Ok(1..)));
+        assert!(ask(&path, &Request::Status).is_err_and(|e| e.hint_text().is_some()));
+    }
+
+    #[test]
     fn a_socket_whose_path_is_too_long_is_told_with_a_hint() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x".repeat(120));

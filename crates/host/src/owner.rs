@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::commit::Committer;
 use crate::control::{ControlServer, Handler, Request, Response};
 use crate::doors::{Door, DoorOptions, Doors};
-use crate::mirrors::{MirrorStatus, control_socket};
+use crate::mirrors::{MirrorStatus, check_repository, control_socket, note_repository};
 use crate::tree::MirrorTree;
 
 /// What is to be attached, and how.
@@ -259,6 +259,7 @@ fn open_mirror(
     let wanted = repository.catalog().version(&request.reference)?;
     let chunks = repository.chunks();
     if Mirror::exists(state, name)? {
+        check_repository(state, name, repository)?;
         let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
         check_bound_to(repository, &mirror, &wanted.id)?;
         return Ok((mirror, false));
@@ -270,6 +271,7 @@ fn open_mirror(
         length: wanted.facts.length,
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
+    note_repository(state, name, repository);
     repository.catalog().count_attach(&wanted.id)?;
     Ok((mirror, true))
 }
