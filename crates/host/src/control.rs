@@ -7,7 +7,9 @@
 //! as if there were none. A request that is no request gets an error; a line longer than
 //! [`LINE_LEN_MAX`] ends the connection.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,7 +71,10 @@ pub trait Handler: Send + Sync {
 /// What the owner fails with; `Unavailable` where it goes away in between.
 pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     let failed = |error| Error::io("speak with the owner of", socket.display().to_string(), error);
-    let Ok(mut stream) = UnixStream::connect(socket) else { return Ok(None) };
+    let near = NearPath::of(socket);
+    let Ok(mut stream) = near.and_then(|near| UnixStream::connect(&near.path)) else {
+        return Ok(None);
+    };
     let mut line = encode(request)?;
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(failed)?;
@@ -102,6 +107,30 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     }
 }
 
+/// A path by which a socket is reached, however long its own is: the system takes some 100 bytes, a
+/// state folder and the name of a mirror may have more. Holds while this value lives.
+struct NearPath {
+    path: PathBuf,
+    _folder: Option<File>,
+}
+
+impl NearPath {
+    /// What `sockaddr_un` holds, without the byte that ends it.
+    const LEN_MAX: usize = 107;
+
+    fn of(path: &Path) -> io::Result<Self> {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if path.as_os_str().len() <= NearPath::LEN_MAX {
+            return Ok(NearPath { path: path.to_path_buf(), _folder: None });
+        }
+        let folder = File::open(folder)?;
+        let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+        Ok(NearPath { path, _folder: Some(folder) })
+    }
+}
+
 /// A control socket that is served.
 pub struct ControlServer {
     path: PathBuf,
@@ -118,7 +147,8 @@ impl ControlServer {
         if path.exists() {
             std::fs::remove_file(path).map_err(failed)?;
         }
-        let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
+        let near = NearPath::of(path).map_err(failed)?;
+        let listener = Arc::new(UnixListener::bind(&near.path).map_err(failed)?);
         let is_stopped = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (listener, is_stopped) = (listener.clone(), is_stopped.clone());
@@ -216,5 +246,20 @@ mod tests {
         let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
         std::fs::remove_file(&path).unwrap();
         drop(server);
+    }
+
+    #[test]
+    fn a_socket_may_lie_deeper_than_an_address_can_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let path = deep.join("control");
+        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        assert!(path.exists());
+        let error = ask(&path, &Request::Status).unwrap_err();
+        assert_eq!(error.hint_text(), Some("ask again"));
+        drop(server);
+        assert!(!path.exists());
+        assert!(ask(&path, &Request::Status).unwrap().is_none());
     }
 }
