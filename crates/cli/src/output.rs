@@ -13,12 +13,14 @@ pub fn print_json(document: &Value) -> Result<()> {
     print_line(&document.to_string())
 }
 
-/// Prints one line on stdout. A reader that went away is an error, not a panic.
+/// Prints one line on stdout. A reader that went away is neither an error nor a panic.
 pub fn print_line(line: &str) -> Result<()> {
     let mut out = stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .map_err(|error| Error::io("print", "the result", error))
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        // Whoever read has seen enough, as `head` has.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|error| Error::io("print", "the result", error)),
+    }
 }
 
 /// Prints a table with a heading line.

@@ -80,7 +80,7 @@ pub trait FileSystem: Send + Sync + Debug {
     /// Opens a file.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a folder and those above it. The names are durable after `sync_folder` of each parent.
+    /// Makes a folder and those above it, for their owner alone. The names are durable after `sync_folder` of each parent.
     fn create_folders(&self, path: &Path) -> io::Result<()>;
 
     /// The names in a folder, in no order.

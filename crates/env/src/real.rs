@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,7 +30,8 @@ impl FileSystem for RealFileSystem {
     }
 
     fn create_folders(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+        // For their owner alone: they hold guests' disks.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
@@ -126,5 +127,23 @@ impl RealFile {
             at += count;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn folders_are_made_for_their_owner_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("a/b");
+        RealFileSystem.create_folders(&folder).unwrap();
+        RealFileSystem.create_folders(&folder).unwrap();
+        for made in [folder.parent().unwrap(), &folder] {
+            assert_eq!(std::fs::metadata(made).unwrap().permissions().mode() & 0o777, 0o700);
+        }
     }
 }

@@ -7,7 +7,9 @@
 //! as if there were none. A request that is no request gets an error; a line longer than
 //! [`LINE_LEN_MAX`] ends the connection.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +81,8 @@ pub trait Handler: Send + Sync {
 /// What the owner fails with; `Unavailable` where it goes away in between.
 pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     let failed = |error| Error::io("speak with the owner of", socket.display().to_string(), error);
-    let mut stream = match UnixStream::connect(socket) {
+    let near = NearPath::of(socket);
+    let mut stream = match near.and_then(|near| UnixStream::connect(&near.path)) {
         Ok(stream) => stream,
         Err(error) if is_nobody(&error) => return Ok(None),
         Err(error) => return Err(failed(error)),
@@ -115,11 +118,33 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     }
 }
 
-/// True where nobody listens: there is no socket, or a dead owner's. The folder of a mirror may have
-/// become too deep for any socket, so that no owner can have one either.
-fn is_nobody(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, InvalidInput, NotFound};
-    matches!(error.kind(), ConnectionRefused | InvalidInput | NotFound)
+/// True where nobody listens: there is no socket, or a dead owner's.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+}
+
+/// A path by which a socket is reached, however long its own is: the system takes some 100 bytes, a
+/// state folder and the name of a mirror may have more. Holds while this value lives.
+struct NearPath {
+    path: PathBuf,
+    _folder: Option<File>,
+}
+
+impl NearPath {
+    /// What `sockaddr_un` holds, without the byte that ends it.
+    const LEN_MAX: usize = 107;
+
+    fn of(path: &Path) -> io::Result<Self> {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if path.as_os_str().len() <= NearPath::LEN_MAX {
+            return Ok(NearPath { path: path.to_path_buf(), _folder: None });
+        }
+        let folder = File::open(folder)?;
+        let path = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+        Ok(NearPath { path, _folder: Some(folder) })
+    }
 }
 
 /// A control socket that is served.
@@ -166,18 +191,12 @@ impl ControlServer {
     /// Listens on `path` and hands requests to `handler`. The caller holds the mirror's lock, so a
     /// socket that lies there is a dead owner's and is replaced.
     pub fn start(path: &Path, handler: Arc<dyn Handler>) -> Result<Self> {
-        let failed = |error: std::io::Error| {
-            let is_too_long = error.kind() == std::io::ErrorKind::InvalidInput;
-            let error = Error::io("listen on", path.display().to_string(), error);
-            match is_too_long {
-                true => error.hint("the path of a socket is at most 107 bytes: shorten `--state`"),
-                false => error,
-            }
-        };
+        let failed = |error| Error::io("listen on", path.display().to_string(), error);
         if path.exists() {
             std::fs::remove_file(path).map_err(failed)?;
         }
-        let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
+        let near = NearPath::of(path).map_err(failed)?;
+        let listener = Arc::new(UnixListener::bind(&near.path).map_err(failed)?);
         let is_stopped = Arc::new(AtomicBool::new(false));
         let answers = Arc::new(Answers::default());
         let thread = std::thread::spawn({
@@ -314,11 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_whose_path_is_too_long_is_told_with_a_hint() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x".repeat(120));
-        let error = ControlServer::start(&path, Arc::new(Refuses)).err().unwrap();
-        assert!(error.hint_text().is_some_and(|hint| hint.contains("--state")));
+    fn a_socket_is_reached_however_long_the_path_of_its_folder_is() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("x".repeat(120));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("control");
+        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        assert!(ask(&path, &Request::Status).is_err_and(|e| e.hint_text().is_some()));
+        drop(server);
         assert!(ask(&path, &Request::Status).unwrap().is_none());
     }
 
@@ -341,5 +363,20 @@ mod tests {
         let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
         std::fs::remove_file(&path).unwrap();
         drop(server);
+    }
+
+    #[test]
+    fn a_socket_may_lie_deeper_than_an_address_can_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let path = deep.join("control");
+        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        assert!(path.exists());
+        let error = ask(&path, &Request::Status).unwrap_err();
+        assert_eq!(error.hint_text(), Some("ask again"));
+        drop(server);
+        assert!(!path.exists());
+        assert!(ask(&path, &Request::Status).unwrap().is_none());
     }
 }

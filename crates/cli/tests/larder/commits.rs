@@ -188,6 +188,22 @@ fn a_mirror_whose_version_was_removed_keeps_its_data_until_it_has_a_place() {
     assert_eq!(number(&larder.json("mirrors")["mirrors"][0], "dirty_bytes"), 8192);
 }
 
+#[test]
+fn a_mirror_of_the_longest_name_is_served_committed_and_thrown_away() {
+    let larder = Larder::new();
+    let mut bytes = image(&larder, 8);
+    let name = "m".repeat(200);
+    larder.run(&format!("attach web --mirror {name} --nbd ./s --detach"));
+    NbdClient::connect(&larder.path("s"), &name).write(0, &[1; 512]);
+    bytes[..512].fill(1);
+    assert!(larder.json("mirrors")["mirrors"][0]["served_by"].is_u64());
+    larder.json(&format!("commit {name}"));
+    assert!(exported(&larder, "web@2") == bytes);
+    assert_eq!(larder.json(&format!("detach {name} --discard"))["was_served"], true);
+    assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]));
+    assert_eq!(std::fs::read_dir(larder.path("state/mirrors")).unwrap().count(), 0);
+}
+
 /// Writes a text, then does what its arguments say: `commit`, or a clone to the image that is named.
 const IOCTLS: &str = r#"
 #include <fcntl.h>
