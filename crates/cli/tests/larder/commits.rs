@@ -1,5 +1,7 @@
 //! Changes become versions: through the owner, without one, through ioctls.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::harness::{Larder, Random};
@@ -186,38 +188,56 @@ fn a_mirror_whose_version_was_removed_keeps_its_data_until_it_has_a_place() {
     assert_eq!(number(&larder.json("mirrors")["mirrors"][0], "dirty_bytes"), 8192);
 }
 
-const IOCTLS: &str = r"
-import fcntl, os, struct, sys
-SIZE = 264
-CLONE = (3 << 30) | (SIZE << 16) | (ord('L') << 8) | 0x60
-COMMIT = (2 << 30) | (SIZE << 16) | (ord('L') << 8) | 0x61
-descriptor = os.open(sys.argv[1], os.O_RDWR)
-os.pwrite(descriptor, b'through the door', 5000)
-for call in sys.argv[2:]:
-    version = bytearray(SIZE)
-    if call != 'commit':
-        version[:len(call)] = call.encode()
-    fcntl.ioctl(descriptor, COMMIT if call == 'commit' else CLONE, version)
-    image = version[:256].split(b'\0')[0].decode()
-    print(image + '@' + str(struct.unpack('Q', version[256:])[0]))
-";
+/// Writes a text, then does what its arguments say: `commit`, or a clone to the image that is named.
+const IOCTLS: &str = r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#include "larder.h"
+
+int main(int argc, char **argv)
+{
+	int fd = open(argv[1], O_RDWR);
+
+	if (fd < 0 || pwrite(fd, "through the door", 16, 5000) != 16)
+		return 2;
+	for (int i = 2; i < argc; i++) {
+		struct larder_version version;
+		int is_commit = strcmp(argv[i], "commit") == 0;
+
+		memset(&version, 0, sizeof version);
+		if (!is_commit)
+			strcpy(version.image, argv[i]);
+		if (ioctl(fd, is_commit ? LARDER_IOC_COMMIT : LARDER_IOC_CLONE, &version) != 0) {
+			perror(argv[i]);
+			return 1;
+		}
+		printf("%s@%llu\n", version.image, version.version);
+	}
+	return 0;
+}
+"#;
 
 #[test]
 fn ioctls_on_the_mirrors_file_clone_and_commit() {
     let larder = Larder::new();
     let mut bytes = image(&larder, 7);
-    larder.write("ioctls.py", IOCTLS.as_bytes());
+    larder.write("ioctls.c", IOCTLS.as_bytes());
+    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../include");
+    larder.shell(&format!("cc -Wall -I {} -o ioctls ioctls.c", include.display()));
     std::fs::create_dir(larder.path("mount")).unwrap();
     let served = larder.attach("web --mirror m --fuse mount");
     let file = served.file();
-    let call = |calls: &str| larder.shell(&format!("python3 ioctls.py {} {calls}", file.display()));
+    let call = |calls: &str| larder.shell(&format!("./ioctls {} {calls}", file.display()));
     bytes[5000..5016].copy_from_slice(b"through the door");
     assert_eq!(call("commit"), "web@2\n");
     assert!(exported(&larder, "web@2") == bytes);
     assert_eq!(call("team/snapshot commit"), "team/snapshot@1\nteam/snapshot@2\n");
     assert!(exported(&larder, "team/snapshot@1") == bytes);
     assert_eq!(larder.json("mirrors")["mirrors"][0]["base"], "team/snapshot@2");
-    let (succeeded, text) = larder.try_shell(&format!("python3 ioctls.py {} web", file.display()));
+    let (succeeded, text) = larder.try_shell(&format!("./ioctls {} web", file.display()));
     assert!(!succeeded && text.contains("File exists"), "{text}");
     // The new versions are in the mount.
     larder.shell("cmp mount/team/snapshot/2 exported.raw");

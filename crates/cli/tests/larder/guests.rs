@@ -1,1 +1,220 @@
-//! (soon)
+//! `larder run`: a guest from a mirror, its console on the terminal.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+use crate::harness::{LIMIT, Larder, Process};
+
+const TEXT: &[u8] = b"hello from the guest\r\n";
+
+/// A disk that says [`TEXT`] on the serial port, copies its first sector to its second, and resets
+/// the machine.
+///
+/// ```text
+///   xor ax, ax ; mov ds, ax ; mov es, ax ; mov dx, 0x3f8 ; mov si, text
+///   say: lodsb ; test al, al ; jz write ; out dx, al ; jmp say
+///   write: mov ax, 0x0301 ; mov bx, 0x7c00 ; mov cx, 2 ; mov dx, 0x80 ; int 0x13
+///   mov al, 0xfe ; out 0x64, al ; hang: jmp hang
+/// ```
+fn writing_disk() -> Vec<u8> {
+    const CODE: [u8; 40] = [
+        0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, 0xba, 0xf8, 0x03, 0xbe, 0x28, 0x7c, // set up
+        0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8, // say
+        0xb8, 0x01, 0x03, 0xbb, 0x00, 0x7c, 0xb9, 0x02, 0x00, 0xba, 0x80, 0x00, 0xcd,
+        0x13, // write
+        0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe, // reset
+    ];
+    disk(&CODE, TEXT)
+}
+
+/// A disk that says [`TEXT`], then what it is sent, and never ends.
+///
+/// ```text
+///   xor ax, ax ; mov ds, ax ; mov dx, 0x3f8 ; mov si, text
+///   say: lodsb ; test al, al ; jz echo ; out dx, al ; jmp say
+///   echo: mov dx, 0x3fd ; in al, dx ; test al, 1 ; jz echo ; mov dx, 0x3f8 ; in al, dx ; out dx, al ; jmp echo
+/// ```
+fn echoing_disk() -> Vec<u8> {
+    const CODE: [u8; 33] = [
+        0x31, 0xc0, 0x8e, 0xd8, 0xba, 0xf8, 0x03, 0xbe, 0x21, 0x7c, // set up
+        0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8, // say
+        0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf8, // echo: until a byte is there
+        0xba, 0xf8, 0x03, 0xec, 0xee, 0xeb, 0xf1, // take it, say it
+    ];
+    disk(&CODE, TEXT)
+}
+
+fn disk(code: &[u8], text: &[u8]) -> Vec<u8> {
+    let mut disk = vec![0; 1 << 20];
+    disk[..code.len()].copy_from_slice(code);
+    disk[code.len()..code.len() + text.len()].copy_from_slice(text);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
+/// A terminal with larder in it.
+struct Terminal {
+    process: Process,
+    master: File,
+    seen: Vec<u8>,
+}
+
+impl Terminal {
+    fn run(larder: &Larder, line: &str) -> Terminal {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        let open = || File::options().read(true).write(true).open(&name).unwrap();
+        let mut command = larder.command(line);
+        command.stdin(open()).stdout(open()).stderr(open());
+        let process = Process::start(&mut command);
+        Terminal { process, master: File::from(master), seen: Vec::new() }
+    }
+
+    /// Reads until a text has been seen since the last call; returns what came before its end.
+    fn wait_for(&mut self, text: &str, limit: Duration) -> String {
+        let start = Instant::now();
+        loop {
+            let found = self.seen.windows(text.len()).position(|seen| seen == text.as_bytes());
+            if let Some(position) = found {
+                let rest = self.seen.split_off(position + text.len());
+                let seen = std::mem::replace(&mut self.seen, rest);
+                return String::from_utf8_lossy(&seen).into_owned();
+            }
+            let shown = String::from_utf8_lossy(&self.seen).into_owned();
+            assert!(start.elapsed() < limit, "no {text:?} in {shown:?}");
+            let mut readable = [PollFd::new(&self.master, PollFlags::IN)];
+            let step = Timespec { tv_sec: 1, tv_nsec: 0 };
+            if rustix::event::poll(&mut readable, Some(&step)).unwrap() == 0 {
+                continue;
+            }
+            let mut bytes = [0; 4096];
+            let count = self.master.read(&mut bytes).unwrap_or(0);
+            assert!(count > 0, "it ended without {text:?}: {shown:?}");
+            self.seen.extend(&bytes[..count]);
+        }
+    }
+
+    fn send(&mut self, keys: &[u8]) {
+        self.master.write_all(keys).unwrap();
+    }
+
+    fn ends(&mut self) -> i32 {
+        assert!(self.process.ends_within(LIMIT));
+        self.process.child.wait().unwrap().code().unwrap()
+    }
+}
+
+fn import(larder: &Larder, bytes: &[u8]) {
+    larder.write("disk.raw", bytes);
+    larder.json("import disk.raw guest");
+}
+
+#[test]
+fn a_guest_talks_on_the_terminal_and_its_mirror_is_thrown_away() {
+    let larder = Larder::new();
+    import(&larder, &echoing_disk());
+    let mut terminal = Terminal::run(&larder, "run guest --memory 32M --accel tcg");
+    terminal.wait_for("hello from the guest", LIMIT);
+    assert_eq!(larder.json("mirrors")["mirrors"].as_array().unwrap().len(), 1);
+    terminal.send(b"ping");
+    terminal.wait_for("ping", LIMIT);
+    terminal.send(b"\x01x");
+    assert_eq!(terminal.ends(), 0);
+    assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]));
+    assert_eq!(std::fs::read_dir(larder.path("state/mirrors")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_a_guest_wrote_to_a_named_mirror_is_kept_and_committed() {
+    let larder = Larder::new();
+    let mut bytes = writing_disk();
+    import(&larder, &bytes);
+    // Nobody at the terminal: no stdin, and a file for what it says.
+    let run = |line: &str| {
+        let said = File::create(larder.path("said")).unwrap();
+        let mut command = larder.command(line);
+        let mut guest =
+            Process::start(command.stdin(Stdio::null()).stdout(said.try_clone().unwrap()));
+        assert!(guest.ends_within(LIMIT));
+        assert_eq!(guest.child.wait().unwrap().code(), Some(0));
+        let said = larder.read("said");
+        assert!(said.windows(TEXT.len()).any(|window| window == TEXT), "{line}");
+    };
+    run("run guest --memory 32M --accel tcg --mirror kept");
+    let kept = &larder.json("mirrors")["mirrors"][0];
+    assert_eq!((&kept["name"], &kept["dirty_bytes"]), (&"kept".into(), &4096.into()));
+    let commit = larder.json("commit kept");
+    assert_eq!((&commit["version"], &commit["new_bytes"]), (&2.into(), &4096.into()));
+    bytes.copy_within(..512, 512);
+    larder.json("export guest@2 out.raw");
+    assert!(larder.read("out.raw") == bytes);
+    // The new version boots too, and a mirror without a name leaves nothing.
+    run("run guest@2 --memory 32M --accel tcg -- -name extra");
+    let mirrors = larder.json("mirrors");
+    assert_eq!(mirrors["mirrors"].as_array().unwrap().len(), 1, "{mirrors}");
+}
+
+#[test]
+fn a_guest_that_is_killed_with_larder_leaves_a_mirror_that_opens_again() {
+    let larder = Larder::new();
+    import(&larder, &echoing_disk());
+    let mut terminal = Terminal::run(&larder, "run guest --memory 32M --accel tcg --mirror m");
+    terminal.wait_for("hello from the guest", LIMIT);
+    let commit = larder.json("commit m");
+    assert_eq!(commit["version"], 2, "a commit while the guest runs");
+    terminal.process.kill();
+    let mut again = Terminal::run(&larder, "run guest@2 --memory 32M --accel tcg --mirror m");
+    again.wait_for("hello from the guest", LIMIT);
+    again.process.signal(rustix::process::Signal::TERM);
+    again.ends();
+    larder.json("detach m --discard");
+}
+
+#[test]
+fn arguments_that_qemu_refuses_leave_no_mirror() {
+    let larder = Larder::new();
+    import(&larder, &echoing_disk());
+    let outcome = larder.attempt("run guest --memory 32M --accel tcg -- -no-such-option");
+    assert_eq!(outcome.code, Some(1));
+    // On a terminal QEMU has said what it refuses itself.
+    let lines: Vec<&str> = outcome.stderr.lines().collect();
+    assert!(lines[0].contains("-no-such-option: invalid option"), "{lines:?}");
+    assert_eq!(lines.last(), Some(&"larder: start QEMU: it ended with exit status: 1"));
+    assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]));
+}
+
+#[test]
+#[ignore = "boots a real Debian, some minutes without KVM; needs `cargo xtask images`"]
+fn a_real_debian_boots_to_its_login_prompt() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/images");
+    let mut images = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+    let is_minimal = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with("minimal-") && name.ends_with(".raw")
+    };
+    let image = images.find(is_minimal).expect("run `cargo xtask images` first");
+    let larder = Larder::new();
+    larder.json(&format!("import {} debian", image.display()));
+    let mut terminal = Terminal::run(&larder, "run debian --mirror m");
+    terminal.wait_for("login: ", LIMIT * 5);
+    let commit = larder.json("commit m --tag booted");
+    assert_eq!(commit["version"], 2);
+    terminal.send(b"\x01x");
+    assert_eq!(terminal.ends(), 0);
+    let mirrors = larder.json("mirrors");
+    let fetched = mirrors["mirrors"][0]["host_bytes"].as_u64().unwrap();
+    let length = mirrors["mirrors"][0]["length_bytes"].as_u64().unwrap();
+    assert!(fetched < length / 4, "{fetched} of {length} bytes came here to boot it");
+    let mut again = Terminal::run(&larder, "run debian:booted");
+    again.wait_for("login: ", LIMIT * 5);
+    again.send(b"\x01x");
+    assert_eq!(again.ends(), 0);
+}

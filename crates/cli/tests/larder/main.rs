@@ -22,6 +22,7 @@ mod bad_input;
 mod commits;
 mod doors;
 mod full_disks;
+mod guests;
 mod many_images;
 mod random_lives;
 
