@@ -6,7 +6,7 @@ use std::time::Duration;
 use mirror::{Binding, Mirror, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
-use model::{Error, Kind, MirrorName, Reference, Result, VersionId};
+use model::{Error, Kind, MirrorName, Reference, Result};
 use repository::Repository;
 use serde::Serialize;
 
