@@ -102,8 +102,23 @@ impl Committer {
     fn rebind(&self, image: &ImageName) -> Result<VersionId> {
         let parent = self.mirror.binding().parent;
         let version = self.repository.catalog().clone_version(&parent, image)?;
-        self.mirror.rebind(version.id.clone())?;
+        self.mirror.rebind(version.id.clone()).inspect_err(|_| {
+            // The same call must be possible again. The error that matters is the first.
+            let _ = self.repository.catalog().remove_version(&version.id);
+        })?;
         Ok(version.id)
+    }
+
+    /// A mirror whose parent was removed has no place to go; its bytes can be saved all the same.
+    fn explain(&self, error: Error, parent: &VersionId) -> Error {
+        let found = self.repository.catalog().version(&parent.clone().into());
+        let name = self.mirror.name();
+        match found.is_err_and(|missing| missing.kind() == Kind::NotFound) {
+            true => Error::new(Kind::NotFound, "commit", name.as_str())
+                .because(format!("{parent}, which it stands on, was removed"))
+                .hint(format!("attach {parent} with `--fuse DIR`, import DIR/mirrors/{name}")),
+            false => error,
+        }
     }
 
     fn seal_and_publish(&self, tag: Option<TagName>, progress: &dyn Progress) -> Result<Outcome> {
@@ -118,7 +133,8 @@ impl Committer {
             progress,
         };
         // Dropped on the way out, the sealed changes are dirty again.
-        let committed = self.repository.commit(&sealed, &request)?;
+        let committed =
+            self.repository.commit(&sealed, &request).map_err(|e| self.explain(e, &parent))?;
         let version = &committed.version;
         self.mirror.finish_commit(sealed, version.id.clone()).map_err(|error| {
             Error::new(error.kind(), "finish the commit of", self.mirror.name().as_str())

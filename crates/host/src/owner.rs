@@ -6,7 +6,7 @@ use std::time::Duration;
 use mirror::{Binding, Mirror, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
-use model::{Error, Kind, MirrorName, Reference, Result, VersionId};
+use model::{Error, Kind, MirrorName, Reference, Result};
 use repository::Repository;
 use serde::Serialize;
 
@@ -256,14 +256,14 @@ fn open_mirror(
     request: &AttachRequest,
 ) -> Result<(Arc<Mirror>, bool)> {
     let name = &request.mirror;
-    let wanted = repository.catalog().version(&request.reference)?;
     let chunks = repository.chunks();
     if Mirror::exists(state, name)? {
         check_repository(state, name, repository)?;
         let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
-        check_bound_to(repository, &mirror, &wanted.id)?;
+        check_bound_to(repository, &mirror, &request.reference)?;
         return Ok((mirror, false));
     }
+    let wanted = repository.catalog().version(&request.reference)?;
     let binding = Binding {
         parent: wanted.id.clone(),
         content: wanted.facts.content,
@@ -278,8 +278,16 @@ fn open_mirror(
 
 /// A mirror that is opened again must be of the version that was asked for: its changes cannot be
 /// put upon another.
-fn check_bound_to(repository: &Repository, mirror: &Mirror, wanted: &VersionId) -> Result<()> {
+fn check_bound_to(repository: &Repository, mirror: &Mirror, reference: &Reference) -> Result<()> {
     let parent = mirror.binding().parent;
+    let wanted = match repository.catalog().version(reference) {
+        Ok(version) => version.id,
+        // Its version was removed: what was written to it can be read and saved all the same.
+        Err(error) if error.kind() == Kind::NotFound && *reference == parent.clone().into() => {
+            parent.clone()
+        }
+        Err(error) => return Err(error),
+    };
     let refuse = |reason: String| {
         Err(Error::new(Kind::Refused, "attach", mirror.name().as_str()).because(reason).hint(
             format!(
@@ -288,7 +296,7 @@ fn check_bound_to(repository: &Repository, mirror: &Mirror, wanted: &VersionId) 
             ),
         ))
     };
-    if parent != *wanted {
+    if parent != wanted {
         return refuse(format!("this mirror is of {parent}, not of {wanted}"));
     }
     // The base may have been removed since; as long as it is there it must be the same.

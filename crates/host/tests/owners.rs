@@ -68,6 +68,31 @@ fn a_mirror_is_not_put_upon_another_repositorys_version_of_the_same_name() {
 }
 
 #[test]
+fn a_mirror_whose_version_was_removed_opens_again_and_says_how_to_save_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let repository = repository_in(&folder.path().join("repository"), 1 << 20);
+    let owner = start(&repository, &state, folder.path()).unwrap();
+    owner.mirror().write(0, &[7; 4096]).unwrap();
+    owner.stop(false).unwrap();
+    repository.catalog().remove_image(&ImageName::new("web").unwrap()).unwrap();
+    let request = AttachRequest {
+        reference: "web@1".parse().unwrap(),
+        mirror: name(),
+        doors: DoorOptions::default(),
+    };
+    let owner = Owner::start(repository.clone(), state, &request).unwrap();
+    let mut block = [0; 4096];
+    owner.mirror().read(0, &mut block).unwrap();
+    assert_eq!(block, [7; 4096]);
+    let committer = Committer::new(repository, owner.mirror().clone());
+    let error = committer.commit(&CommitOptions::default(), &Silent).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("web@1")), "{}", error.chain());
+    owner.stop(false).unwrap();
+}
+
+#[test]
 fn when_a_detach_is_answered_the_mirror_is_free_or_gone() {
     let folder = tempfile::tempdir().unwrap();
     let state = state_in(folder.path());
