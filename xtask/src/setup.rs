@@ -72,6 +72,7 @@ const NEEDS: &[Need] = &[
     need("nbdinfo", "libnbd-bin", &[Test, Bench]),
     need("nbdcopy", "libnbd-bin", &[Test, Bench]),
     need("fio", "fio", &[Test, Bench]),
+    need("strace", "strace", &[Test]),
     need("casync", "casync", &[Test, Bench]),
     need("zstd", "zstd", &[Test, Bench]),
 ];

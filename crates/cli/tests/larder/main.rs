@@ -5,6 +5,7 @@
 //! | [`round_trips`] | what goes in comes out, byte for byte; what every command prints for programs |
 //! | [`bad_input`] | one line that names the thing and the reason, and nothing left behind |
 //! | [`texts`] | errors and helps as golden files |
+//! | [`every_step`] | `kill -9` at each call to the system, one after the other |
 //! | [`full_disks`] | no space left in the middle |
 //! | [`doors`] | real clients at NBD and FUSE |
 //! | [`commits`] | changes become versions, served or not |
@@ -21,6 +22,7 @@ mod nbd_client;
 mod bad_input;
 mod commits;
 mod doors;
+mod every_step;
 mod full_disks;
 mod guests;
 mod many_images;
