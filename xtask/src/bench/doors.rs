@@ -56,7 +56,7 @@ fn run(session: &mut Session) -> Result<()> {
         nbdcopy(one.socket)?;
     }
     let fetched = larder.mirror("bench")?.number("fetched_bytes")?;
-    let (rounds, seconds) = if session.size == Size::Full { (7, 3.0) } else { (1, 0.2) };
+    let (rounds, seconds) = if session.size == Size::Full { (5, 2.0) } else { (1, 0.2) };
     for (name, how, bytes, depth) in JOBS {
         let mut contenders: Vec<Contender<'_>> = Vec::new();
         for one in &served {

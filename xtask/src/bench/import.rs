@@ -71,7 +71,7 @@ fn run(session: &mut Session) -> Result<()> {
         ("larder, the same again".into(), Box::new(known)),
         ("casync make".into(), Box::new(casync)),
     ];
-    session.rows.alternate(rounds.min(3), &mut contenders)?;
+    session.rows.alternate(rounds.min(2), &mut contenders)?;
     let mut contenders: Vec<Contender<'_>> = vec![("larder, image alike".into(), Box::new(alike))];
     session.rows.alternate(1, &mut contenders)?;
     inputs::remove(&data)?;
