@@ -1,5 +1,4 @@
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -41,6 +40,9 @@ pub struct Attach {
     detach: bool,
 }
 
+/// Set in the environment of a larder that serves in the background.
+const IN_BACKGROUND: &str = "LARDER_IN_BACKGROUND";
+
 impl Attach {
     pub fn run(self, context: &Context) -> Result<()> {
         if self.nbd.is_none() && self.fuse.is_none() {
@@ -55,6 +57,10 @@ impl Attach {
     }
 
     fn serve(self, context: &Context) -> Result<()> {
+        if std::env::var_os(IN_BACKGROUND).is_some() {
+            // Away from the terminal, whose end would end this. It fails where that is done already.
+            let _ = rustix::process::setsid();
+        }
         let mut waiter = Waiter::new()?;
         let state = state_folder(context);
         let owner = Owner::start(
@@ -130,7 +136,7 @@ fn serve_in_background() -> Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
+        .env(IN_BACKGROUND, "1")
         .spawn()
         .map_err(failed)?;
     let mut line = String::new();
