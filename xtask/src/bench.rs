@@ -9,21 +9,27 @@
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
 //! | [`boot`] | which machine boots soonest |
+//! | [`commit`] | a mirror's changes become a version |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
+//! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
 mod boot;
+mod commit;
 mod doors;
 mod import;
 mod inputs;
+mod login;
 mod machine;
 mod measure;
 mod publish;
 mod qemu_nbd;
+mod replay;
 mod rows;
 mod stored;
 mod yardstick;
@@ -36,8 +42,16 @@ pub use rows::Rows;
 use crate::setup::{self, For};
 
 /// Every bench.
-const BENCHES: &[Bench] =
-    &[boot::BENCH, doors::BENCH, import::BENCH, stored::BENCH, yardstick::BENCH];
+const BENCHES: &[Bench] = &[
+    import::BENCH,
+    stored::BENCH,
+    doors::BENCH,
+    replay::BENCH,
+    login::BENCH,
+    commit::BENCH,
+    boot::BENCH,
+    yardstick::BENCH,
+];
 
 /// A bench.
 pub struct Bench {
@@ -82,6 +96,8 @@ pub struct Session {
     pub rows: Rows,
     /// Sentences for the run's README.
     pub notes: Vec<String>,
+    /// Further files of a published run: names and texts.
+    pub attachments: Vec<(&'static str, String)>,
 }
 
 /// Runs a bench, or lists them.
@@ -116,7 +132,8 @@ fn run_one(bench: &Bench, size: Size) -> Result<()> {
         .prefix("larder-bench-")
         .tempdir_in(&target)
         .map_err(|source| Error::io("make a folder in", target.display().to_string(), source))?;
-    let mut session = Session { size, folder, rows: Rows::default(), notes: Vec::new() };
+    let mut session =
+        Session { size, folder, rows: Rows::default(), notes: Vec::new(), attachments: Vec::new() };
     (bench.run)(&mut session)?;
     println!("\n{}", session.rows.medians_as_text());
     if size == Size::Full {

@@ -50,4 +50,9 @@ impl Waiter {
     pub fn wait(&mut self) -> bool {
         self.0.forever().next().is_some()
     }
+
+    /// Waits for SIGINT alone: somebody who is out of patience. True where it came.
+    pub fn wait_for_interrupt(&mut self) -> bool {
+        self.0.forever().any(|signal| signal == SIGINT)
+    }
 }

@@ -12,9 +12,10 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,15 @@ use crate::mirrors::MirrorStatus;
 
 /// The longest line, in bytes.
 pub const LINE_LEN_MAX: u64 = 64 << 10;
+
+/// The most connections at once; further ones are closed.
+pub const CONNECTION_COUNT_MAX: usize = 64;
+
+/// How long an owner may take to tell how its mirror is.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long accepting rests after a failure, for example without file descriptors.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
 
 /// What can be asked of a mirror's owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,20 +81,20 @@ pub trait Handler: Send + Sync {
 /// What the owner fails with; `Unavailable` where it goes away in between.
 pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     let failed = |error| Error::io("speak with the owner of", socket.display().to_string(), error);
-    let near = NearPath::of(socket);
-    let Ok(mut stream) = near.and_then(|near| UnixStream::connect(&near.path)) else {
-        return Ok(None);
+    let mut stream = match NearPath::of(socket).and_then(|near| UnixStream::connect(&near.path)) {
+        Ok(stream) => stream,
+        Err(error) if is_nobody(&error) => return Ok(None),
+        Err(error) => return Err(failed(error)),
     };
+    if *request == Request::Status {
+        stream.set_read_timeout(Some(STATUS_LIMIT)).map_err(failed)?;
+    }
     let mut line = encode(request)?;
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(failed)?;
     let mut reader = BufReader::new(stream);
     let mut answer = String::new();
     (&mut reader).take(LINE_LEN_MAX).read_line(&mut answer).map_err(failed)?;
-    if answer.is_empty() && matches!(request, Request::Detach { .. }) {
-        // It ended before its answer was out, as it was asked to.
-        return Ok(Some(Response::Detaching));
-    }
     let response: Response = serde_json::from_str(&answer).map_err(|error| {
         Error::new(Kind::Unavailable, "speak with the owner of", socket.display().to_string())
             .because("it went away or is another larder")
@@ -92,7 +102,7 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     })?;
     match response {
         Response::Failed { message, hint } => {
-            let error = Error::new(Kind::Unavailable, "", "").because(message);
+            let error = Error::new(Kind::Unavailable, "ask", "the mirror's owner").because(message);
             Err(match hint {
                 Some(hint) => error.hint(hint),
                 None => error,
@@ -105,6 +115,12 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
         }
         other => Ok(Some(other)),
     }
+}
+
+/// True where nobody listens: there is no socket, or a dead owner's.
+fn is_nobody(error: &io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), ConnectionRefused | NotFound)
 }
 
 /// A path by which a socket is reached, however long its own is: the system takes some 100 bytes, a
@@ -136,7 +152,39 @@ pub struct ControlServer {
     path: PathBuf,
     listener: Arc<UnixListener>,
     is_stopped: Arc<AtomicBool>,
+    answers: Arc<Answers>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The requests that are being answered.
+#[derive(Debug, Default)]
+pub struct Answers {
+    count: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// One request that is being answered.
+struct Answer<'a>(&'a Answers);
+
+impl Answers {
+    /// Waits until every request that was read is answered, or until `limit` has passed: an owner
+    /// that ends would take its last answers with it.
+    pub fn wait(&self, limit: Duration) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ended = self.ended.wait_timeout_while(count, limit, |count| *count > 0);
+    }
+
+    fn begin(&self) -> Answer<'_> {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Answer(self)
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.ended.notify_all();
+    }
 }
 
 impl ControlServer {
@@ -150,11 +198,19 @@ impl ControlServer {
         let near = NearPath::of(path).map_err(failed)?;
         let listener = Arc::new(UnixListener::bind(&near.path).map_err(failed)?);
         let is_stopped = Arc::new(AtomicBool::new(false));
+        let answers = Arc::new(Answers::default());
         let thread = std::thread::spawn({
             let (listener, is_stopped) = (listener.clone(), is_stopped.clone());
-            move || accept_all(&listener, &handler, &is_stopped)
+            let answers = answers.clone();
+            move || accept_all(&listener, &handler, &answers, &is_stopped)
         });
-        Ok(ControlServer { path: path.to_path_buf(), listener, is_stopped, thread: Some(thread) })
+        let (path, thread) = (path.to_path_buf(), Some(thread));
+        Ok(ControlServer { path, listener, is_stopped, answers, thread })
+    }
+
+    /// The requests that are being answered, also after this server is gone.
+    pub fn answers(&self) -> Arc<Answers> {
+        self.answers.clone()
     }
 }
 
@@ -170,20 +226,38 @@ impl Drop for ControlServer {
     }
 }
 
-fn accept_all(listener: &UnixListener, handler: &Arc<dyn Handler>, is_stopped: &AtomicBool) {
+fn accept_all(
+    listener: &UnixListener,
+    handler: &Arc<dyn Handler>,
+    answers: &Arc<Answers>,
+    is_stopped: &AtomicBool,
+) {
+    let connections = Arc::new(());
     for stream in listener.incoming() {
         if is_stopped.load(Ordering::Acquire) {
             break;
         }
-        let handler = handler.clone();
-        match stream {
-            Ok(stream) => drop(std::thread::spawn(move || serve(stream, &*handler))),
-            Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
+        let served = stream.and_then(|stream| {
+            let (handler, answers) = (handler.clone(), answers.clone());
+            let connection = connections.clone();
+            if Arc::strong_count(&connections) > CONNECTION_COUNT_MAX + 1 {
+                return Ok(());
+            }
+            let serve = move || {
+                let _connection = connection;
+                serve(stream, &*handler, &answers);
+            };
+            std::thread::Builder::new().name("control".into()).spawn(serve).map(drop)
+        });
+        if let Err(error) = served {
+            tracing::warn!(%error, "cannot accept on the control socket");
+            // What is missing now may be there again in a moment; without a rest this would spin.
+            std::thread::park_timeout(ACCEPT_REST);
         }
     }
 }
 
-fn serve(mut stream: UnixStream, handler: &dyn Handler) {
+fn serve(mut stream: UnixStream, handler: &dyn Handler, answers: &Answers) {
     let Ok(copy) = stream.try_clone() else { return };
     let mut reader = BufReader::new(copy);
     loop {
@@ -192,6 +266,7 @@ fn serve(mut stream: UnixStream, handler: &dyn Handler) {
             Ok(count) if count > 0 && line.ends_with('\n') => {}
             _ => return,
         }
+        let _answering = answers.begin();
         let answer = serde_json::from_str(&line)
             .map_err(|error| {
                 Error::new(Kind::Invalid, "read", "the request").because(error.to_string())
@@ -229,6 +304,35 @@ mod tests {
     }
 
     #[test]
+    fn a_crowd_of_connections_is_turned_away_and_the_next_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let _server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let crowd: Vec<UnixStream> =
+            (0..CONNECTION_COUNT_MAX + 8).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        // Those that were turned away are at their end without having said anything.
+        let mut byte = [0];
+        assert_eq!((&crowd[CONNECTION_COUNT_MAX + 7]).read(&mut byte).unwrap(), 0);
+        drop(crowd);
+        let served = || ask(&path, &Request::Status).is_err_and(|e| e.hint_text().is_some());
+        while !served() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_ends_its_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let _server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        // It may be closed before all is written.
+        let _ = stream.write_all(&vec![b' '; LINE_LEN_MAX as usize + 1]);
+        assert!(!matches!(stream.read(&mut [0]), Ok(1..)));
+        assert!(ask(&path, &Request::Status).is_err_and(|e| e.hint_text().is_some()));
+    }
+
+    #[test]
     fn errors_come_back_with_their_hint_and_rubbish_gets_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
@@ -236,6 +340,7 @@ mod tests {
         let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
         let error = ask(&path, &Request::Status).unwrap_err();
         assert_eq!(error.hint_text(), Some("ask again"));
+        assert_eq!(error.chain(), "ask the mirror's owner: do it: no");
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(b"{\"burn\":1}\n").unwrap();
         let mut line = String::new();

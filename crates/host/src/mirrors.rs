@@ -40,6 +40,34 @@ pub fn control_socket(state: &StateFolder, name: &MirrorName) -> PathBuf {
     state.mirror_folder(name).join("control")
 }
 
+/// Notes in a mirror's folder which repository it is of. Best effort: without the note nothing is
+/// checked.
+pub(crate) fn note_repository(state: &StateFolder, name: &MirrorName, repository: &Repository) {
+    let path = state.mirror_folder(name).join("repository");
+    if let Err(error) = std::fs::write(&path, format!("{}\n", repository.settings().id)) {
+        tracing::warn!(%error, "cannot note the mirror's repository");
+    }
+}
+
+/// Two repositories may have versions of one name that hold different bytes.
+///
+/// # Errors
+/// `Refused` where the mirror was made from another repository.
+pub(crate) fn check_repository(
+    state: &StateFolder,
+    name: &MirrorName,
+    repository: &Repository,
+) -> Result<()> {
+    let path = state.mirror_folder(name).join("repository");
+    let Ok(noted) = std::fs::read_to_string(path) else { return Ok(()) };
+    match noted.trim() == repository.settings().id {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Refused, "open the mirror", name.as_str())
+            .because("it was made from another repository")
+            .hint("name that one with `--repo`, or choose another mirror")),
+    }
+}
+
 /// All mirrors of this host, by name.
 pub fn list(state: &StateFolder) -> Result<Vec<MirrorStatus>> {
     let mut names = Mirror::list(state)?;
@@ -50,7 +78,8 @@ pub fn list(state: &StateFolder) -> Result<Vec<MirrorStatus>> {
             Ok(status) => found.push(status),
             // It was thrown away in between.
             Err(error) if error.kind() == Kind::NotFound => {}
-            Err(error) => return Err(error),
+            // The others are to be seen all the same.
+            Err(error) => tracing::warn!("{}", error.chain()),
         }
     }
     Ok(found)
@@ -90,6 +119,7 @@ pub fn commit(
         None => {}
     }
     let repository = open_repository()?;
+    check_repository(state, name, &repository)?;
     let mirror = Mirror::reopen(state, name, |_| Ok(repository.chunks()))?;
     let outcome = Committer::new(repository, mirror.clone()).commit(options, progress)?;
     mirror.close()?;

@@ -1,6 +1,7 @@
 //! One process that has a mirror open and serves it: doors, and a control socket beside the state.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use mirror::{Binding, Mirror, StateFolder};
 use model::device::Device;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use crate::commit::Committer;
 use crate::control::{ControlServer, Handler, Request, Response};
 use crate::doors::{Door, DoorOptions, Doors};
-use crate::mirrors::{MirrorStatus, control_socket};
+use crate::mirrors::{MirrorStatus, check_repository, control_socket, note_repository};
 use crate::tree::MirrorTree;
 
 /// What is to be attached, and how.
@@ -60,12 +61,17 @@ struct Shared {
 }
 
 /// How far the end has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ending {
     /// Somebody asked to stop; true to throw the mirror away.
     asked: Option<bool>,
     is_done: bool,
+    /// What went wrong on the way, and a hint.
+    failure: Option<(String, Option<String>)>,
 }
+
+/// How long an owner that ends waits for its last answers to be out.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 impl Owner {
     /// Makes or opens a mirror and serves it.
@@ -162,11 +168,18 @@ impl Owner {
     pub fn stop(mut self, discard: bool) -> Result<()> {
         self.shared.ask_to_stop(discard);
         // The socket goes while the mirror is still held: the next owner's must not be taken away.
-        self.control.take();
+        let answers = self.control.take().map(|control| control.answers());
         let closed = self.shared.close(discard);
-        let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        ending.is_done = true;
-        self.shared.changed.notify_all();
+        {
+            let mut ending = self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = |error: &Error| (error.chain(), error.hint_text().map(str::to_string));
+            ending.failure = closed.as_ref().err().map(told);
+            ending.is_done = true;
+            self.shared.changed.notify_all();
+        }
+        if let Some(answers) = answers {
+            answers.wait(ANSWER_LIMIT);
+        }
         closed
     }
 }
@@ -223,11 +236,14 @@ impl Handler for Shared {
             Request::Detach { discard } => {
                 self.ask_to_stop(discard);
                 let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-                let _done = self
+                let done = self
                     .changed
                     .wait_while(ending, |ending| !ending.is_done)
                     .unwrap_or_else(PoisonError::into_inner);
-                Ok(Response::Detaching)
+                Ok(match done.failure.clone() {
+                    Some((message, hint)) => Response::Failed { message, hint },
+                    None => Response::Detaching,
+                })
             }
         }
     }
@@ -243,6 +259,7 @@ fn open_mirror(
     let wanted = repository.catalog().version(&request.reference)?;
     let chunks = repository.chunks();
     if Mirror::exists(state, name)? {
+        check_repository(state, name, repository)?;
         let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
         check_bound_to(repository, &mirror, &wanted.id)?;
         return Ok((mirror, false));
@@ -254,6 +271,7 @@ fn open_mirror(
         length: wanted.facts.length,
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
+    note_repository(state, name, repository);
     repository.catalog().count_attach(&wanted.id)?;
     Ok((mirror, true))
 }

@@ -25,6 +25,10 @@ use crate::layout::{Layout, Plan};
 use crate::repository::Repository;
 use crate::windows::{self, CommitWindows};
 
+/// How many lists one segment may hold on to: about 50 MB. A segment that many commits have touched
+/// may refer to more packs; their lists are read again.
+const LISTS_PER_SEGMENT_MAX: usize = 256;
+
 /// What is to be committed, upon what, as what.
 pub struct CommitRequest<'a> {
     /// The version that the changes were made upon.
@@ -208,6 +212,7 @@ impl ListsOfSegment<'_> {
         let blocks =
             list.blocks_of(chunk).ok_or_else(|| missing("its pack does not list it"))?.to_vec();
         self.lists.insert(0, list);
+        self.lists.truncate(LISTS_PER_SEGMENT_MAX);
         Ok(blocks)
     }
 }

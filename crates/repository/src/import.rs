@@ -125,7 +125,9 @@ impl Repository {
     }
 
     pub(crate) fn begin_lease(&self) -> Result<Lease> {
-        Lease::begin(self.catalog.clone(), self.packs.clone())
+        let lease = Lease::begin(self.catalog.clone(), self.packs.clone())?;
+        self.lists.forget_removed()?;
+        Ok(lease)
     }
 
     pub(crate) fn destination(&self, lease: &Lease) -> Destination {

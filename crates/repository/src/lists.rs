@@ -10,7 +10,7 @@ use catalog::{Catalog, PackId};
 use chunking::BlockList;
 use format::entry::EntryKind;
 use format::pack::{PackEntry, PackIndex};
-use model::{ChunkDigest, Result};
+use model::{ChunkDigest, Kind, Result};
 use store::{PackName, PackStore};
 
 /// How many lists stay in memory: about 6 MB.
@@ -44,6 +44,22 @@ impl PackLists {
         let list = Arc::new(to_list(&index));
         self.insert(id, list.clone());
         Ok(list)
+    }
+
+    /// Forgets the lists of packs that are gone: those of a writer that gave up. Whoever holds a
+    /// lease needs this once, at its beginning: packs that are there then stay as long as the lease.
+    pub fn forget_removed(&self) -> Result<()> {
+        for (id, _) in self.all_cached() {
+            match self.catalog.pack(id) {
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::NotFound => {
+                    let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+                    recent.retain(|(known, _)| *known != id);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Puts a list that the caller has made itself.

@@ -220,9 +220,13 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
             .collect(),
         hooks,
     };
-    let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|_| {
-        // Nothing refers to it; if it cannot be removed, collect will find it.
-        let _ = to.packs.remove(&name);
+    let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|error| {
+        // Only where the catalog has surely not taken it: after another error the row may be there
+        // all the same, and a row must not name bytes that are gone. If it cannot be removed,
+        // collect will find it.
+        if matches!(error.kind(), Kind::Stale | Kind::Full) {
+            let _ = to.packs.remove(&name);
+        }
     })?;
     written.stored_len += pack.stored_len;
     written.pack_count += 1;

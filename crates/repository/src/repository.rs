@@ -86,7 +86,7 @@ impl Repository {
         let subject = folder.display().to_string();
         let operation = "make the repository";
         let failed = |error| Error::io(operation, folder.display().to_string(), error);
-        machine.file_system.create_folders(folder).map_err(failed)?;
+        make_folders(&*machine.file_system, folder).map_err(failed)?;
         let mut names = machine.file_system.list(folder).map_err(failed)?;
         // Another process may be making it at this moment: what belongs to a repository is no
         // stranger.
@@ -140,6 +140,20 @@ impl Repository {
     pub fn chunks(&self) -> Arc<RepositoryChunks> {
         self.chunks.clone()
     }
+}
+
+/// Makes a folder and those above it, their names durable: what is acknowledged inside must not go
+/// with them.
+fn make_folders(file_system: &dyn FileSystem, folder: &Path) -> std::io::Result<()> {
+    let mut made = Vec::new();
+    for above in folder.ancestors().filter(|above| !above.as_os_str().is_empty()) {
+        if file_system.exists(above)? {
+            break;
+        }
+        made.push(above);
+    }
+    file_system.create_folders(folder)?;
+    made.iter().filter_map(|folder| folder.parent()).try_for_each(|f| file_system.sync_folder(f))
 }
 
 /// Where the catalog of the repository in `folder` lies.

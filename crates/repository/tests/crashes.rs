@@ -110,3 +110,28 @@ fn a_commit_is_there_whole_or_not_at_all_after_power_loss_at_any_step() {
         &new,
     );
 }
+
+#[test]
+fn what_an_import_left_that_failed_does_not_stand_in_the_way_of_the_next() {
+    let new = disk(5, 70 << 20, 1 << 40);
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SimulatedFileSystem::new();
+    let repository = open(&disk, &folder.path().join("catalog.sqlite"), 1).unwrap();
+    let import = || {
+        let mut source = BytesSource::new(&new);
+        repository.import(&mut source, &request("web", &Cancel::new()))
+    };
+    // Late enough that packs were written, made visible and put among the lists in memory.
+    let mut failed = 0;
+    for step in (8..60).step_by(3) {
+        disk.fail_from(disk.operation_count() + step, ENOSPC);
+        let outcome = import();
+        disk.heal();
+        let Err(error) = outcome else { break };
+        assert_eq!(error.kind(), Kind::Full, "step {step}: {}", error.chain());
+        failed += 1;
+    }
+    assert!(failed > 1, "the disk was full in the middle of an import");
+    let version = import().unwrap().version.id.to_string();
+    assert!(export(&repository, &version).unwrap() == new);
+}

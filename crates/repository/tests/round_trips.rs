@@ -226,3 +226,32 @@ proptest! {
 fn segments_are_as_long_as_the_tests_assume() {
     assert_eq!(SEGMENT_LEN, 64 << 20);
 }
+
+#[test]
+fn a_repository_is_made_once_by_whoever_comes_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a/b/repository");
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let path = &path;
+            scope.spawn(move || {
+                let (repository, _) = Repository::open_or_create(&Machine::real(), path).unwrap();
+                let image = ImageName::new(&format!("image{number}")).unwrap();
+                repository.create_image(&image, 4096).unwrap();
+            });
+        }
+    });
+    let repository = Repository::open(&Machine::real(), &path).unwrap();
+    assert_eq!(repository.statistics().unwrap().image_count, 6);
+    let names = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_string_lossy().ends_with(".new")));
+}
+
+#[test]
+fn a_folder_that_holds_something_else_becomes_no_repository() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
+    let error = Repository::open_or_create(&Machine::real(), folder.path()).err().unwrap();
+    assert_eq!(error.kind(), Kind::Refused);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

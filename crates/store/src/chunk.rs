@@ -8,7 +8,8 @@ use model::{BLOCK_LEN, BlockDigest, ChunkDigest, Error, Kind, Result};
 #[derive(Clone, Debug)]
 pub struct Chunk {
     digest: ChunkDigest,
-    bytes: Arc<[u8]>,
+    /// As it came: a slice would be a copy.
+    bytes: Arc<Vec<u8>>,
 }
 
 impl Chunk {
@@ -25,7 +26,7 @@ impl Chunk {
             return Err(Error::new(Kind::Corrupt, "verify the chunk", digest.to_string())
                 .because("its bytes have another digest"));
         }
-        Ok(Chunk { digest, bytes: bytes.into() })
+        Ok(Chunk { digest, bytes: Arc::new(bytes) })
     }
 
     /// The chunk's name.

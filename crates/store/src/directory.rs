@@ -63,7 +63,10 @@ impl DirectoryPackStore {
             let _ = self.file_system.remove_file(&new);
             return Err(error);
         }
-        self.file_system.sync_folder(&self.folder)
+        self.file_system.sync_folder(&self.folder).inspect_err(|_| {
+            // It is not durable, so it must not be there.
+            let _ = self.file_system.remove_file(&path);
+        })
     }
 }
 

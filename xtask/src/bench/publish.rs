@@ -25,6 +25,9 @@ pub fn publish(bench: &Bench, session: &Session) -> Result<PathBuf> {
         "rows": session.rows.to_json(),
     });
     write(&folder.join("rows.json"), &format!("{document:#}\n"))?;
+    for (name, text) in &session.attachments {
+        write(&folder.join(name), text)?;
+    }
     let readme = readme(bench, session, &now, &command, &facts);
     write(&folder.join("README.md"), &readme)?;
     Ok(folder)

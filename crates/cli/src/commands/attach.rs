@@ -72,6 +72,10 @@ impl Attach {
         let signals = std::thread::spawn(move || {
             waiter.wait();
             stop();
+            // Ctrl-C after that ends it at once, as `kill -9` does: nothing that was answered is lost.
+            if waiter.wait_for_interrupt() {
+                std::process::exit(130);
+            }
         });
         owner.wait();
         let stopped = owner.stop(false);
@@ -139,7 +143,8 @@ fn serve_in_background() -> Result<()> {
     // It ended without a line: what it said on stderr is what there is to say.
     let output = child.wait_with_output().map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stderr);
-    let mut lines = text.lines();
+    // Warnings may stand before it.
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("larder: "));
     let reason =
         lines.next().unwrap_or("it ended early").trim_start_matches("larder: ").to_string();
     let error = Error::new(Kind::Unavailable, "attach", "in the background").because(reason);

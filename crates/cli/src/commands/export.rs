@@ -27,11 +27,12 @@ pub struct Export {
 impl Export {
     pub fn run(self, context: &Context) -> Result<()> {
         let start = SystemClock.monotonic();
+        let cancel = cancel_flag()?;
         let repository = context.repository()?;
         let version = repository.catalog().version(&self.reference)?;
         let sink = create_sink(&self.file, self.output_format, version.facts.length)?;
         let progress = context.progress(&format!("export {}", version.id));
-        let exported = repository.export(&version.id, sink, &progress, cancel_flag()?)?;
+        let exported = repository.export(&version.id, sink, &progress, cancel)?;
         drop(progress);
         let seconds = (SystemClock.monotonic() - start).as_secs_f64();
         let is_stdout = self.file.as_os_str() == "-";

@@ -51,6 +51,8 @@ impl Run {
             return Err(Error::new(Kind::Invalid, "run", self.reference.to_string())
                 .because("a guest needs at least 1 MiB of memory"));
         }
+        // From here on a signal ends the guest, and the mirror goes as it should.
+        let mut waiter = Waiter::new()?;
         let socket = SocketFolder::make()?;
         let owner = Owner::start(
             context.repository()?,
@@ -67,14 +69,15 @@ impl Run {
         )?;
         let drive =
             Drive::NbdUnix { socket: socket.path(), export: mirror.to_string(), read_only: false };
-        let ended = run_guest(&GuestConfig {
+        let config = GuestConfig {
             memory_mib,
             cpus: self.cpus,
             accelerator: self.accel,
             network: Network::User,
             extra_arguments: self.qemu,
             ..GuestConfig::new(vec![drive], Console::Terminal)
-        });
+        };
+        let ended = run_guest(&config, &mut waiter);
         let stopped = owner.stop(!is_kept);
         let status = ended?;
         stopped?;
@@ -87,8 +90,7 @@ impl Run {
 }
 
 /// Runs a guest until it ends; a signal to this process ends it.
-fn run_guest(config: &GuestConfig) -> Result<ExitStatus> {
-    let mut waiter = Waiter::new()?;
+fn run_guest(config: &GuestConfig, waiter: &mut Waiter) -> Result<ExitStatus> {
     let wake = waiter.waker();
     let guest = Guest::start(config)?;
     let status = std::thread::scope(|scope| {

@@ -1,0 +1,108 @@
+//! Owners: which mirror they take, and what is true once they have answered.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use attach::nbd::Address;
+use env::RealFileSystem;
+use host::commit::{CommitOptions, Committer};
+use host::mirrors::control_socket;
+use host::{AttachRequest, DoorOptions, Owner};
+use mirror::{Mirror, StateFolder};
+use model::device::Device;
+use model::progress::Silent;
+use model::{ImageName, Kind, MirrorName, Result};
+use repository::Repository;
+use repository::repository::Machine;
+
+/// A new repository with an image `web` of zeros.
+fn repository_in(folder: &Path, length: u64) -> Repository {
+    let (repository, _) = Repository::open_or_create(&Machine::real(), folder).unwrap();
+    repository.create_image(&ImageName::new("web").unwrap(), length).unwrap();
+    repository
+}
+
+fn name() -> MirrorName {
+    MirrorName::new("m").unwrap()
+}
+
+fn start(repository: &Repository, state: &StateFolder, folder: &Path) -> Result<Owner> {
+    let nbd = Some(Address::Unix(folder.join("nbd")));
+    let request = AttachRequest {
+        reference: "web".parse().unwrap(),
+        mirror: name(),
+        doors: DoorOptions { nbd, ..DoorOptions::default() },
+    };
+    Owner::start(repository.clone(), state.clone(), &request)
+}
+
+fn state_in(folder: &Path) -> StateFolder {
+    StateFolder::new(Arc::new(RealFileSystem), folder.join("state"))
+}
+
+#[test]
+fn a_mirror_is_not_put_upon_another_repositorys_version_of_the_same_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let [one, other] = [("one", 1 << 20), ("other", 2 << 20)]
+        .map(|(n, len)| repository_in(&folder.path().join(n), len));
+    start(&one, &state, folder.path()).unwrap().stop(false).unwrap();
+    let refused = start(&other, &state, folder.path()).err().unwrap();
+    assert_eq!(refused.kind(), Kind::Refused, "{}", refused.chain());
+    assert!(refused.hint_text().is_some());
+    // Nor upon another version of its own repository.
+    let owner = start(&one, &state, folder.path()).unwrap();
+    let version = one.catalog().version(&"web@1".parse().unwrap()).unwrap().id;
+    owner.mirror().write(0, &[1]).unwrap();
+    owner.stop(false).unwrap();
+    let clone = one.catalog().clone_version(&version, &ImageName::new("copy").unwrap()).unwrap();
+    let request =
+        AttachRequest { reference: clone.id.into(), mirror: name(), doors: DoorOptions::default() };
+    let refused = Owner::start(one.clone(), state.clone(), &request).err().unwrap();
+    assert_eq!(refused.kind(), Kind::Refused, "{}", refused.chain());
+    let owner = start(&one, &state, folder.path()).unwrap();
+    assert_eq!(owner.status().dirty_bytes, 4096, "its changes are there still");
+    owner.stop(true).unwrap();
+}
+
+#[test]
+fn when_a_detach_is_answered_the_mirror_is_free_or_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let repository = repository_in(&folder.path().join("repository"), 1 << 20);
+    for discard in [false, true] {
+        let owner = start(&repository, &state, folder.path()).unwrap();
+        let ending = std::thread::spawn(move || {
+            owner.wait();
+            owner.stop(false)
+        });
+        let mut stream = UnixStream::connect(control_socket(&state, &name())).unwrap();
+        writeln!(stream, "{{\"detach\":{{\"discard\":{discard}}}}}").unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "\"detaching\"\n");
+        assert_eq!(Mirror::exists(&state, &name()).unwrap(), !discard);
+        if !discard {
+            assert_eq!(Mirror::inspect(&state, &name()).unwrap().owner, None);
+        }
+        ending.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn a_disk_of_length_0_is_attached_and_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let repository = repository_in(&folder.path().join("repository"), 0);
+    let owner = start(&repository, &state, folder.path()).unwrap();
+    let mirror = owner.mirror();
+    mirror.read(0, &mut []).unwrap();
+    mirror.write(0, &[]).unwrap();
+    assert!(mirror.read(0, &mut [0]).is_err());
+    let committer = Committer::new(repository.clone(), mirror.clone());
+    let outcome = committer.commit(&CommitOptions::default(), &Silent).unwrap();
+    assert_eq!((outcome.version, outcome.dirty_bytes), (2, 0));
+    owner.stop(true).unwrap();
+}
