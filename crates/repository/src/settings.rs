@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use chunking::ChunkSize;
-use env::FileSystem;
+use env::{FileSystem, OpenMode};
 use model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -102,12 +102,23 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Writes the settings into `folder`, durably.
+    /// Writes the settings into `folder`, durably. Of several who make the same repository at once
+    /// the last one's stay; each is there whole.
     pub fn write(&self, file_system: &dyn FileSystem, folder: &Path) -> Result<()> {
         let failed = |error| Error::io("make the repository", folder.display().to_string(), error);
         let text = toml::to_string(self)
             .map_err(|error| Error::new(Kind::Bug, "write", FILE_NAME).caused_by(error))?;
-        file_system.replace(&folder.join(FILE_NAME), text.as_bytes()).map_err(failed)
+        // A name of its own: two processes may be making the repository at the same time.
+        let new = folder.join(format!("repository.{}.new", self.id));
+        file_system
+            .open(&new, OpenMode::CreateNew)
+            .and_then(|file| {
+                file.write_all_at(text.as_bytes(), 0)?;
+                file.sync()?;
+                file_system.rename(&new, &folder.join(FILE_NAME))?;
+                file_system.sync_folder(folder)
+            })
+            .map_err(failed)
     }
 }
 
