@@ -102,7 +102,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Writes the settings into `folder`, durably.
+    /// Writes the settings into `folder`, durably. Of several who make the same repository at once
+    /// the last one's stay; each is there whole.
     pub fn write(&self, file_system: &dyn FileSystem, folder: &Path) -> Result<()> {
         let failed = |error| Error::io("make the repository", folder.display().to_string(), error);
         let text = toml::to_string(self)

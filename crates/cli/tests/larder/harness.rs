@@ -294,8 +294,13 @@ impl Served {
     }
 
     /// Ends it as Ctrl-C does. Nothing may have been warned of.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
         self.process.signal(Signal::INT);
+        self.stop_by_itself();
+    }
+
+    /// Waits for the end that it was asked for elsewhere. Nothing may have been warned of.
+    pub fn stop_by_itself(mut self) {
         assert!(self.process.ends_within(LIMIT), "attach does not end");
         let log = std::fs::read_to_string(&self.log).unwrap();
         assert!(self.process.child.wait().unwrap().success(), "{log}");

@@ -11,6 +11,7 @@
 //! | [`commits`] | changes become versions, served or not |
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
 //! | [`many_images`] | thousands of images in the catalog |
 //!
@@ -31,3 +32,4 @@ mod random_lives;
 mod round_trips;
 mod survival;
 mod texts;
+mod together;

@@ -43,8 +43,9 @@ fn a_list_of_6000_images_is_there_at_once() {
     let median = times[times.len() / 2];
     let mut stderr = std::io::stderr();
     let _told = writeln!(stderr, "list of {IMAGE_COUNT} images: {median:?}, of {times:?}");
-    // The goal is 100 ms of a release build on a machine at rest; this is neither.
-    assert!(median < Duration::from_millis(400), "{times:?}");
+    // The goal is 100 ms of a release build on a machine at rest. This is neither, and what else runs
+    // here can only add to the fastest.
+    assert!(times[0] < Duration::from_millis(300), "{times:?}");
     let found = larder.json("list --search image-5999");
     assert_eq!(found["images"].as_array().unwrap().len(), 1);
 }
