@@ -46,7 +46,7 @@ fn run(session: &mut Session) -> Result<()> {
             let commit = larder.json(&["commit", "bench"])?;
             Ok(vec![
                 ("commit_seconds", commit.seconds()?.as_secs_f64()),
-                ("pause_ms", commit.number("pause_ms")? as f64),
+                ("pause_ms", commit.fraction("pause_ms")?),
                 ("new_bytes", commit.number("new_bytes")? as f64),
                 ("stored_bytes", commit.number("stored_bytes")? as f64),
             ])

@@ -163,8 +163,7 @@ fn say(session: &mut Session, data_len: u64) {
              most). Larder leaves out blocks that repeat, and syncs what it stores; zstd does neither.",
             larder / zstd
         ),
-        "Rounds are the same whatever the size of the image; peak memory may not grow with it \
-         (goal: below 256 MiB)."
+        "Peak memory may not grow with the image: the goal is below 256 MiB for all of them."
             .to_owned(),
     ];
     session.notes.extend(lines);

@@ -52,7 +52,7 @@ fn binary(size: Size) -> Result<PathBuf> {
 }
 
 /// Writes a sparse file of 16 MiB, the first 4 MiB of which are data: half of it text, half of it
-/// such that nothing makes it smaller. The first `other_len` bytes are another's with each `other_len`.
+/// noise. The first `other_len` bytes are other noise.
 fn made_up(path: &Path, other_len: usize) -> Result<()> {
     let mut bytes = Vec::with_capacity(MADE_UP_DATA_LEN);
     for line in 0.. {

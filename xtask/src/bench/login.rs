@@ -50,7 +50,7 @@ fn run(session: &mut Session) -> Result<()> {
     };
     let mut contenders: Vec<Contender<'_>> =
         vec![("larder".into(), Box::new(mirror)), ("raw file".into(), Box::new(plain))];
-    let rounds = if session.size == Size::Full { 3 } else { 1 };
+    let rounds = if session.size == Size::Full { 2 } else { 1 };
     session.rows.alternate(rounds, &mut contenders)?;
     drop(contenders);
     let median = |who: &str| session.rows.median(who, "login_seconds").unwrap_or(0.0);

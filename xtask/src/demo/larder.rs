@@ -36,6 +36,11 @@ impl Answer {
         value.as_u64().or(rounded.map(|number| number as u64)).ok_or_else(|| self.without(key))
     }
 
+    /// The number at a key, with its fraction.
+    pub fn fraction(&self, key: &'static str) -> Result<f64> {
+        self.0[key].as_f64().ok_or_else(|| self.without(key))
+    }
+
     /// The text at a key.
     pub fn text(&self, key: &'static str) -> Result<&str> {
         self.0[key].as_str().ok_or_else(|| self.without(key))
