@@ -5,7 +5,7 @@
 //! | [`block`] | blocks, block ranges, segments: how a disk's address space is cut |
 //! | [`digest`] | the digests that name blocks, chunks, maps, layouts and contents |
 //! | [`name`] | names of images, tags, mirrors, realms, labels |
-//! | [`reference`] | `image`, `image@version`, `image:tag` |
+//! | [`mod@reference`] | `image`, `image@version`, `image:tag` |
 //! | [`map`] | segment maps: which chunk each block of a segment lies in |
 //! | [`manifest`] | the root of a version's layout |
 //! | [`device`] | what a door serves: a disk that is read, written, trimmed and flushed |
