@@ -14,6 +14,7 @@
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
 //! | [`many_images`] | thousands of images in the catalog |
+//! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
 //! `LARDER_GOLDEN=write` writes the golden files anew.
 
@@ -27,6 +28,7 @@ mod every_step;
 mod full_disks;
 mod guests;
 mod many_images;
+mod memory;
 mod random_lives;
 
 mod round_trips;
