@@ -25,6 +25,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use env::{File, OpenMode};
 use format::mirror_log::{BLOCKS_PER_GROUP, DecodedLog, GroupStates, LogBinding, LogRecord, Place};
@@ -338,9 +339,22 @@ impl Mirror {
     }
 }
 
+/// How often, and after how long, a lock that another holds is tried again.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
 /// Takes the lock and leaves this process's number in it.
 fn own(state: &StateFolder, name: &MirrorName) -> Result<Arc<dyn File>> {
-    let lock = state.lock(name).map_err(|(error, _)| error)?;
+    let mut tries = 0;
+    let lock = loop {
+        match state.lock(name) {
+            Ok(lock) => break lock,
+            Err((error, _)) if tries == LOCK_TRIES => return Err(error),
+            // Whoever only looks at mirrors holds the lock for an instant.
+            Err(_) => std::thread::park_timeout(LOCK_PAUSE),
+        }
+        tries += 1;
+    };
     let text = format!("{}\n", std::process::id());
     // The number is for messages only: a full disk must not keep a mirror from being opened.
     let _ = lock.set_len(0).and_then(|()| lock.write_all_at(text.as_bytes(), 0));
