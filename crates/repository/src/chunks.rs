@@ -17,7 +17,7 @@ use model::{
 use quick_cache::sync::Cache;
 use store::{Chunk, ChunkStore, PackName, PackStore};
 
-/// How many places are kept in memory: some 16 MB, enough for 32 GiB of chunks.
+/// How many places are kept in memory: at most some 30 MB, enough for 32 GiB of chunks.
 pub const LOCATIONS_MAX: usize = 1 << 17;
 
 /// Reads a repository's entries.
