@@ -266,7 +266,7 @@ impl FromRow<'_, SqliteRow> for VersionRecord {
     }
 }
 
-fn digest(bytes: &[u8]) -> sqlx::Result<[u8; DIGEST_LEN]> {
+pub(super) fn digest(bytes: &[u8]) -> sqlx::Result<[u8; DIGEST_LEN]> {
     bytes.try_into().map_err(damaged)
 }
 
