@@ -398,7 +398,7 @@ pub fn abandon_spares_what_others_have_claimed(catalog: &dyn Catalog) {
     let other = catalog.begin_lease(LONG).unwrap();
     let places = catalog.claim(other, &realm, &digests(&used)[..1]).unwrap();
     assert_eq!(places[0].as_ref().unwrap().pack, kept);
-    assert_eq!(catalog.abandon_lease(first).unwrap(), [unused.name.clone()]);
+    assert_eq!(catalog.abandon_lease(first).unwrap(), std::slice::from_ref(&unused.name));
     assert!(catalog.locate(&realm, &digests(&used)).unwrap().iter().all(Option::is_some));
     let gone = catalog.claim(other, &realm, &digests(&unused)).unwrap();
     assert!(gone.iter().all(Option::is_none));
