@@ -1,6 +1,7 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod boot_set;
 mod clone;
 mod commit;
 mod completions;
@@ -43,6 +44,7 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    BootSet(boot_set::BootSet),
     Stats(stats::Stats),
     Settings(settings::Settings),
     Completions(completions::Completions),
@@ -67,6 +69,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::BootSet(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),
         Command::Completions(command) => command.run(),
