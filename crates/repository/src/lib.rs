@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
+//! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
@@ -20,6 +21,7 @@
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
 pub mod chunks;
+pub mod collect;
 pub mod commit;
 pub mod create;
 mod duplicates;
@@ -35,6 +37,7 @@ pub mod statistics;
 mod windows;
 
 pub use chunks::RepositoryChunks;
+pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};

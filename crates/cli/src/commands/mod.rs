@@ -2,6 +2,7 @@
 
 mod attach;
 mod clone;
+mod collect;
 mod commit;
 mod completions;
 mod create;
@@ -43,6 +44,7 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Collect(collect::Collect),
     Stats(stats::Stats),
     Settings(settings::Settings),
     Completions(completions::Completions),
@@ -67,6 +69,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),
         Command::Completions(command) => command.run(),
