@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use catalog::{Catalog, EntryDigest, Location};
+use format::boot_set::decode_boot_set;
 use format::entry::{Encoding, EntryKind, decode};
 use format::manifest::{decode_manifest, decode_manifest_root};
 use format::segment_map::{decode_segment_map, map_digest};
+use model::boot_set::BootSet;
 use model::{
     ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result,
     SegmentMap,
@@ -122,6 +124,14 @@ impl RepositoryChunks {
         let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
         Self::check(what, map_digest(&bytes).0, map.0)?;
         Ok(decode_segment_map(&bytes)?)
+    }
+
+    /// A working set.
+    pub(crate) fn boot_set_alone(&self, digest: EntryDigest) -> Result<BootSet> {
+        let what = "read the working set";
+        let bytes = self.entry(what, EntryKind::BootSet, digest)?;
+        Self::check(what, *blake3::hash(&bytes).as_bytes(), digest)?;
+        Ok(decode_boot_set(&bytes)?)
     }
 
     fn check(what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {

@@ -85,8 +85,9 @@ impl Repository {
         let mut search = Search {
             repository: self,
             digest: *digest,
-            // Only chunks are looked for in maps.
-            in_maps: place.is_none_or(|place| place.entry.kind == EntryKind::Chunk as u8),
+            // Only chunks are looked for in maps, only pieces in working sets.
+            in_maps: place.as_ref().is_none_or(|place| place.entry.kind == EntryKind::Chunk as u8),
+            in_boot_sets: place.is_none_or(|place| place.entry.kind == EntryKind::BootPiece as u8),
             layouts: HashMap::new(),
             maps: HashMap::new(),
         };
@@ -117,6 +118,8 @@ impl Repository {
                 Ok(EntryKind::SegmentMap) => "a segment map",
                 Ok(EntryKind::ManifestLeaf) => "a leaf of a manifest",
                 Ok(EntryKind::Manifest) => "a manifest",
+                Ok(EntryKind::BootSet) => "a working set",
+                Ok(EntryKind::BootPiece) => "blocks of a working set",
                 Err(_) => "of an unknown kind",
             },
             pack: pack.name,
@@ -138,6 +141,7 @@ struct Search<'a> {
     repository: &'a Repository,
     digest: EntryDigest,
     in_maps: bool,
+    in_boot_sets: bool,
     /// Layouts that refer to the entry and such that do not.
     layouts: HashMap<LayoutDigest, Option<Ranges>>,
     /// Likewise maps, with ranges of the segment.
@@ -146,7 +150,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn in_root(&mut self, root: &Root) -> Result<Option<Ranges>> {
-        if root.record == Some(self.digest) {
+        if root.record == Some(self.digest) || self.in_boot_sets(root)? {
             return Ok(Some(Vec::new()));
         }
         if let Some(known) = self.layouts.get(&root.layout) {
@@ -161,6 +165,23 @@ impl Search<'_> {
         };
         self.layouts.insert(root.layout, found.clone());
         Ok(found)
+    }
+
+    fn in_boot_sets(&self, root: &Root) -> Result<bool> {
+        if root.boot_sets.contains(&self.digest) {
+            return Ok(true);
+        }
+        if !self.in_boot_sets {
+            return Ok(false);
+        }
+        for set in &root.boot_sets {
+            let set = self.repository.chunks().boot_set_alone(*set);
+            let set = set.map_err(|error| of_version(root, error))?;
+            if set.pieces().iter().any(|piece| piece.digest == self.digest) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn in_manifest(&mut self, manifest: &Manifest) -> Result<Option<Ranges>> {

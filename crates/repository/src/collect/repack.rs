@@ -216,7 +216,10 @@ fn verify(entry: &PackEntry, stored: &[u8]) -> Result<()> {
     let digest = match entry.kind {
         EntryKind::Chunk => Chunk::verify(ChunkDigest(entry.digest), plain)?.digest().0,
         EntryKind::SegmentMap => map_digest(&plain).0,
-        EntryKind::ManifestLeaf | EntryKind::Manifest => *blake3::hash(&plain).as_bytes(),
+        EntryKind::ManifestLeaf
+        | EntryKind::Manifest
+        | EntryKind::BootSet
+        | EntryKind::BootPiece => *blake3::hash(&plain).as_bytes(),
     };
     match digest == entry.digest {
         true => Ok(()),

@@ -1,8 +1,9 @@
 //! The walk over everything that versions and holds refer to.
 //!
 //! ```text
-//! roots, page by page, by revision ─► manifest ─► leaves
-//!                                        └──────► segment maps ─► chunks
+//! roots, page by page, by revision ─┬─► manifest ─► leaves
+//!                                   │      └──────► segment maps ─► chunks
+//!                                   └─► record; working sets ─► their pieces
 //! ```
 //!
 //! A layout or map that many versions share is read once, as far as memory for what was seen goes.
@@ -38,7 +39,7 @@ const NAMED_MAX: usize = 5;
 
 /// What a walk meets. Either method may stop it.
 pub(super) trait Visitor {
-    /// A manifest, a leaf of one, a map, a record: something is referred to as a whole.
+    /// A manifest, a leaf of one, a map, a record, a working set: something is referred to as a whole.
     fn entry(&mut self, digest: &EntryDigest) -> ControlFlow<()>;
 
     /// A map, with the segment that it is of.
@@ -106,6 +107,11 @@ impl Walk<'_> {
         {
             return Ok(ControlFlow::Break(()));
         }
+        for set in &root.boot_sets {
+            if self.boot_set(set)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
         if !self.seen.is_new(&root.layout.0) {
             return Ok(ControlFlow::Continue(()));
         }
@@ -119,6 +125,17 @@ impl Walk<'_> {
             }
         }
         self.maps(&manifest)
+    }
+
+    fn boot_set(&mut self, digest: &EntryDigest) -> Result<ControlFlow<()>> {
+        if !self.seen.is_new(digest) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let needs = |root: &Root, _: Option<&Manifest>| root.boot_sets.contains(digest);
+        let set = self.repository.chunks().boot_set_alone(*digest);
+        let set = set.map_err(|error| unreadable(self.repository, error, needs))?;
+        let pieces = set.pieces().iter().map(|piece| &piece.digest);
+        Ok(std::iter::once(digest).chain(pieces).try_for_each(|entry| self.visitor.entry(entry)))
     }
 
     fn maps(&mut self, manifest: &Manifest) -> Result<ControlFlow<()>> {
