@@ -12,6 +12,8 @@
 //! | `live` | what is referred to, in bounded memory |
 //! | `survey` | how much of each pack that is |
 //! | [`plan`] | what a collect would do: a value |
+//! | `scatter` | which chunks are worth cutting again because their blocks lie far apart |
+//! | `recut`, `check` | live blocks moved to new chunks, layouts made anew; checked before they count |
 //! | `repack` | live entries of packs that are mostly dead, copied as they are stored |
 //! | `remove` | the wait, the second look, rows, files |
 //! | `orphans` | files that belong to no pack |
@@ -25,12 +27,15 @@
 //!
 //! **Source**: the two steps of removal are `docs/formats/catalog.md`'s own.
 
+mod check;
 pub mod explain;
 mod live;
 mod orphans;
 pub mod plan;
+mod recut;
 mod remove;
 mod repack;
+mod scatter;
 mod survey;
 mod walk;
 
@@ -43,6 +48,7 @@ use model::{Error, Result};
 use crate::lease::Purpose;
 use crate::repository::Repository;
 pub use explain::Explained;
+use orphans::Orphan;
 pub use plan::CollectPlan;
 use survey::Survey;
 
@@ -66,6 +72,11 @@ impl Default for CollectLimits {
 pub enum CollectStep {
     /// It looks at everything that is referred to.
     Looking,
+    /// It cuts that many chunks again.
+    Cutting {
+        /// Chunks.
+        chunks: u64,
+    },
     /// It copies live entries of that many packs.
     Copying {
         /// Packs.
@@ -117,6 +128,8 @@ pub struct Collected {
     pub removed_len: u64,
     /// Bytes that were written: copies of what is live.
     pub written_len: u64,
+    /// Layouts that were made anew.
+    pub layouts: u64,
     /// Packs that were removed.
     pub removed_packs: u64,
     /// Packs that are marked and wait for those who are at work.
@@ -137,8 +150,19 @@ impl Repository {
         let _lease = self.begin_lease()?;
         let orphans = orphans::find(self)?;
         let survey = Survey::make(self, limits, cancel)?;
-        let victims = plan::half_dead(&survey);
-        Ok(plan::plan(&survey, victims, &orphans, limits.recut_len))
+        self.plan_of(&survey, &orphans, limits, cancel)
+    }
+
+    fn plan_of(
+        &self,
+        survey: &Survey,
+        orphans: &[Orphan],
+        limits: &CollectLimits,
+        cancel: &Cancel,
+    ) -> Result<CollectPlan> {
+        let scattered = scatter::scattered(self, survey, cancel)?;
+        let victims = scatter::joined(plan::half_dead(survey), scattered);
+        Ok(plan::plan(survey, victims, orphans, limits.recut_len))
     }
 
     /// Removes what nothing refers to. Imports, commits, mirrors go on beside it.
@@ -151,8 +175,17 @@ impl Repository {
         let lease = self.begin_lease_for(Purpose::Collect)?;
         let orphans = orphans::find(self)?;
         events.step(CollectStep::Looking);
-        let survey = Survey::make(self, limits, cancel)?;
-        let plan = plan::plan(&survey, Vec::new(), &orphans, limits.recut_len);
+        let mut survey = Survey::make(self, limits, cancel)?;
+        let planned = self.plan_of(&survey, &orphans, limits, cancel)?;
+        let mut cut = recut::Done::default();
+        let mut plan = planned.clone();
+        if !planned.victims.is_empty() {
+            events.step(CollectStep::Cutting { chunks: planned.victims.len() as u64 });
+            cut = recut::recut(self, &planned.victims, cancel)?;
+            events.step(CollectStep::Looking);
+            survey = Survey::make(self, limits, cancel)?;
+            plan = plan::plan(&survey, Vec::new(), &orphans, limits.recut_len);
+        }
         self.spare_live(lease.id(), &survey)?;
         events.step(CollectStep::Copying { packs: plan.copied.len() as u64 });
         let repacked = repack::repack(self, lease.id(), &plan.copied, limits, cancel)?;
@@ -176,9 +209,11 @@ impl Repository {
         self.lists.forget_removed()?;
         self.catalog.compact()?;
         Ok(Collected {
-            plan,
-            removed_len: (removed.len + orphans_len).saturating_sub(repacked.written_len),
-            written_len: repacked.written_len,
+            plan: planned,
+            removed_len: (removed.len + orphans_len)
+                .saturating_sub(repacked.written_len + cut.written_len),
+            written_len: repacked.written_len + cut.written_len,
+            layouts: cut.layouts,
             removed_packs: removed.pack_count,
             waiting_packs,
             left: repacked.left,

@@ -37,6 +37,13 @@ pub struct Entry {
     pub blocks: Vec<BlockDigest>,
 }
 
+impl Entry {
+    /// An entry that is no chunk.
+    pub fn whole(kind: EntryKind, digest: [u8; DIGEST_LEN], plain: Vec<u8>) -> Self {
+        Entry { kind, digest, plain, blocks: Vec::new() }
+    }
+}
+
 struct Packed {
     kind: EntryKind,
     digest: [u8; DIGEST_LEN],

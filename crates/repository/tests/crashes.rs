@@ -143,17 +143,28 @@ fn collect(repository: &Repository) -> Result<Collected> {
     })
 }
 
+/// A folder in memory, where there is such: the disk that matters here is the simulated one.
+fn memory_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// Power is lost at every step of a collect: what was published reads back, the next collect finishes
 /// the work, and no file is left that no row names.
 #[test]
 fn a_collect_that_loses_power_at_any_step_loses_nothing_and_the_next_one_finishes() {
-    for error in [EIO, ENOSPC] {
-        for step in 0.. {
-            let folder = tempfile::tempdir().unwrap();
+    let template = memory_folder();
+    let made = SimulatedFileSystem::new();
+    let repository = open(&made, &template.path().join("catalog.sqlite"), 1).unwrap();
+    let versions = make_garbage(&repository).unwrap();
+    drop(repository);
+    for (error, stride) in [(EIO, 1), (ENOSPC, 7)] {
+        for step in (0..).step_by(stride) {
+            let folder = memory_folder();
             let catalog = folder.path().join("catalog.sqlite");
-            let disk = SimulatedFileSystem::new();
-            let repository = open(&disk, &catalog, step).unwrap();
-            let versions = make_garbage(&repository).unwrap();
+            std::fs::copy(template.path().join("catalog.sqlite"), &catalog).unwrap();
+            // All of it was synced, so this is a copy.
+            let disk = made.crash(0);
+            let repository = open(&disk, &catalog, step + 2).unwrap();
             disk.fail_from(disk.operation_count() + step, error);
             let collected = collect(&repository);
             drop(repository);

@@ -59,6 +59,9 @@ impl CollectEvents for Steps {
     fn step(&self, step: CollectStep) {
         let (name, text) = match step {
             CollectStep::Looking => ("looking", "looking at what is referred to".to_string()),
+            CollectStep::Cutting { chunks } => {
+                ("cutting", format!("cutting {chunks} chunks again"))
+            }
             CollectStep::Copying { packs } => {
                 ("copying", format!("copying what is live of {packs} packs"))
             }
@@ -140,6 +143,7 @@ fn print_collected(format: Format, collected: &Collected) -> Result<()> {
             "removed_bytes": collected.removed_len,
             "removed_packs": collected.removed_packs,
             "written_bytes": collected.written_len,
+            "layouts": collected.layouts,
             "waiting_packs": collected.waiting_packs,
             "damaged_packs": collected.left.len(),
             "plan": plan_as_json(&collected.plan),

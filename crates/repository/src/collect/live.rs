@@ -108,8 +108,8 @@ impl Live {
             let used = &mut self.uses[position];
             used.windows |= windows_of(run);
             used.in_fragmented |= spread.is_fragmented;
-            if let Some((blocks, touches)) = spread.chunks.get(&key(&run.chunk.0)) {
-                used.density = used.density.max((blocks / touches).min(u16::MAX.into()) as u16);
+            if let Some((blocks, windows)) = spread.chunks.get(&key(&run.chunk.0)) {
+                used.density = used.density.max((blocks / windows.count_ones()) as u16);
             }
         }
         true
@@ -157,8 +157,8 @@ pub(super) fn windows_of(run: &Run) -> u64 {
 
 /// How a map spreads over chunks.
 pub(super) struct Spread {
-    /// Each chunk by the beginning of its digest: blocks used, and in how many MiB.
-    pub(super) chunks: HashMap<u64, (u32, u32)>,
+    /// Each chunk by the beginning of its digest: blocks used, and a bit for each MiB.
+    pub(super) chunks: HashMap<u64, (u32, u64)>,
     /// True where reading it touches many more chunks than a fresh layout would.
     pub(super) is_fragmented: bool,
 }
@@ -166,21 +166,17 @@ pub(super) struct Spread {
 impl Spread {
     /// How a map spreads over chunks, where a fresh layout would fill chunks of `chunk_blocks`.
     pub(super) fn of(map: &SegmentMap, chunk_blocks: u32) -> Self {
-        let mut used: HashMap<u64, (u32, u64)> = HashMap::new();
+        let mut chunks: HashMap<u64, (u32, u64)> = HashMap::new();
         let mut blocks_in = [0u32; 64];
         for run in map.runs() {
-            let entry = used.entry(key(&run.chunk.0)).or_default();
-            entry.0 += run.block_count;
-            entry.1 |= windows_of(run);
+            let used = chunks.entry(key(&run.chunk.0)).or_default();
+            used.0 += run.block_count;
+            used.1 |= windows_of(run);
             for block in run.first_block..run.end_block() {
                 blocks_in[(block / WINDOW_BLOCKS) as usize] += 1;
             }
         }
-        let touches: u32 = used.values().map(|(_, windows)| windows.count_ones()).sum();
-        let chunks = used
-            .into_iter()
-            .map(|(chunk, (blocks, windows))| (chunk, (blocks, windows.count_ones())))
-            .collect();
+        let touches: u32 = chunks.values().map(|(_, windows)| windows.count_ones()).sum();
         Spread { chunks, is_fragmented: touches > touches_max(&blocks_in, chunk_blocks) }
     }
 }
