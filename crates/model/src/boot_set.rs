@@ -159,12 +159,11 @@ mod tests {
     #[test]
     fn parts_that_do_not_fit_together_are_no_set() {
         let (sources, reads, pieces) = parts();
-        let with =
-            |change: &dyn Fn(&mut Vec<BootSource>, &mut Vec<BootRead>, &mut Vec<BootPiece>)| {
-                let (mut sources, mut reads, mut pieces) = parts();
-                change(&mut sources, &mut reads, &mut pieces);
-                BootSet::new(sources, reads, pieces)
-            };
+        let with = |change: &dyn Fn(&mut Parts)| {
+            let mut changed = parts();
+            change(&mut changed);
+            BootSet::new(changed.0, changed.1, changed.2)
+        };
         assert_eq!(BootSet::new(sources, reads, pieces).unwrap().block_count(), 3);
         assert!(with(&|parts| parts.0[0].blocks[3] = BlockDigest([9; 32])).is_none());
         assert!(with(&|parts| parts.1[0].first_in_chunk = 3).is_none());

@@ -3,6 +3,7 @@
 mod attach;
 mod boot_set;
 mod clone;
+mod collect;
 mod commit;
 mod completions;
 mod create;
@@ -45,6 +46,7 @@ pub enum Command {
     Commit(commit::Commit),
     Run(run::Run),
     BootSet(boot_set::BootSet),
+    Collect(collect::Collect),
     Stats(stats::Stats),
     Settings(settings::Settings),
     Completions(completions::Completions),
@@ -70,6 +72,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
+        Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),
         Command::Completions(command) => command.run(),
