@@ -16,6 +16,7 @@ mod list;
 mod man;
 mod mirrors;
 mod remove;
+mod report;
 mod run;
 mod settings;
 mod show;
@@ -46,6 +47,7 @@ pub enum Command {
     Commit(commit::Commit),
     Run(run::Run),
     BootSet(boot_set::BootSet),
+    Report(report::Report),
     Collect(collect::Collect),
     Stats(stats::Stats),
     Settings(settings::Settings),
@@ -72,6 +74,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
+        Command::Report(command) => command.run(&context),
         Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),

@@ -41,6 +41,7 @@ const COMMANDS: &[&str] = &[
     "commit",
     "run",
     "boot-set",
+    "report",
     "collect",
     "stats",
     "settings",
