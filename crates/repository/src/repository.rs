@@ -14,6 +14,7 @@ use env::{Clock, Entropy, FileSystem};
 use model::{Error, Kind, Realm, Result};
 use store::{DirectoryPackStore, PackStore};
 
+use crate::blob::Turns;
 use crate::chunks::RepositoryChunks;
 use crate::lists::PackLists;
 use crate::settings::Settings;
@@ -27,6 +28,7 @@ pub struct Repository {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) lists: Arc<PackLists>,
     pub(crate) realm: Realm,
+    pub(crate) turns: Arc<Turns>,
     chunks: Arc<RepositoryChunks>,
 }
 
@@ -123,7 +125,8 @@ impl Repository {
         let realm = Realm::default_realm();
         let lists = Arc::new(PackLists::new(catalog.clone(), packs.clone()));
         let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
-        Repository { settings, catalog, packs, entropy, lists, realm, chunks: Arc::new(chunks) }
+        let (turns, chunks) = (Arc::default(), Arc::new(chunks));
+        Repository { settings, catalog, packs, entropy, lists, realm, turns, chunks }
     }
 
     /// The settings it was made with.
