@@ -13,8 +13,8 @@ use model::progress::{Cancel, Silent};
 use model::{Error, ImageName, Kind, Reference, Result, SEGMENT_LEN, VersionNumber};
 use proptest::prelude::*;
 use repository::repository::Machine;
-use repository::{Repository, WriteRequest, Written};
-use support::{BytesSink, BytesSource, disk, request};
+use repository::{CommitRequest, Repository, WriteRequest, Written};
+use support::{BytesSink, BytesSource, Difference, disk, request};
 
 struct Fixture {
     folder: tempfile::TempDir,
@@ -381,6 +381,31 @@ fn requests_that_cannot_be_are_refused() {
     assert!(read(repository, "web", 10_000, 0).unwrap().is_empty());
     let latest = repository.catalog().version(&"web".parse().unwrap()).unwrap().latest;
     assert_eq!(latest.get(), 1);
+}
+
+#[test]
+fn a_write_beside_a_mirror_goes_upon_what_it_commits() {
+    let fixture = Fixture::new();
+    let old = disk(11, 100_000, 1 << 40);
+    fixture.import("web", &old);
+    let new = patched(&old, 5000, b"of a guest");
+    let commit = CommitRequest {
+        parent: fixture.repository.catalog().version(&"web".parse().unwrap()).unwrap().id,
+        image: name("web"),
+        tag: None,
+        origin: "test".into(),
+        progress: &Silent,
+    };
+    let mut other = Some(|| {
+        let changes = Difference { old: &old, new: &new };
+        fixture.repository.commit(&changes, &commit).unwrap()
+    });
+    // The commit is published between the write's upload and its publishing.
+    let mut source =
+        ThenAtEnd(Cursor::new(b"of a writer"), || drop(other.take().map(|commit| commit())));
+    let written = fixture.repository.write(9000, &mut source, &write_request("web")).unwrap();
+    assert_eq!(written.version.id.version.get(), 3);
+    fixture.check("web", &patched(&new, 9000, b"of a writer"));
 }
 
 #[test]

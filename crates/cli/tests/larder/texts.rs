@@ -25,10 +25,13 @@ pub fn check(name: &str, text: &str) {
     assert_eq!(lens.0, lens.1, "{name}: one has more lines");
 }
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 21] = [
     "import",
     "export",
     "create",
+    "write",
+    "append",
+    "read",
     "list",
     "show",
     "label",
@@ -91,6 +94,13 @@ fn what_is_misused_gets_usage_on_stderr_and_code_2() {
         "create a",
         "create a --length 1.5G",
         "export a out --output-format vdi",
+        "write a x.raw",
+        "write a x.raw --offset -1",
+        "write a x.raw --offset 99999999999999999999",
+        "write a@1 x.raw --offset 0",
+        "append a",
+        "read a --offset 0",
+        "read a --offset 0 --length -5",
         "attach a --nbd ./s",
         "attach a --mirror M --nbd ./s",
         "attach a --mirror m --nbd nowhere",
