@@ -11,6 +11,7 @@
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
 //! | [`blob`] | write, append and read: versions as byte ranges |
+//! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
@@ -23,7 +24,9 @@
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
 pub mod blob;
+pub mod boot_set;
 pub mod chunks;
+pub mod collect;
 pub mod commit;
 pub mod create;
 mod duplicates;
@@ -42,7 +45,9 @@ mod windows;
 
 pub use blob::read::Reader;
 pub use blob::write::{WriteRequest, Written};
+pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
+pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};

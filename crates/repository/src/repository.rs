@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use catalog::{Catalog, SqliteCatalog};
 use env::{Clock, Entropy, FileSystem};
@@ -16,6 +17,7 @@ use store::{DirectoryPackStore, PackStore};
 
 use crate::blob::Turns;
 use crate::chunks::RepositoryChunks;
+use crate::lease::TIME_TO_LIVE;
 use crate::lists::PackLists;
 use crate::settings::Settings;
 
@@ -29,6 +31,7 @@ pub struct Repository {
     pub(crate) lists: Arc<PackLists>,
     pub(crate) realm: Realm,
     pub(crate) turns: Arc<Turns>,
+    pub(crate) lease_time: Duration,
     chunks: Arc<RepositoryChunks>,
 }
 
@@ -126,7 +129,15 @@ impl Repository {
         let lists = Arc::new(PackLists::new(catalog.clone(), packs.clone()));
         let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
         let (turns, chunks) = (Arc::default(), Arc::new(chunks));
-        Repository { settings, catalog, packs, entropy, lists, realm, turns, chunks }
+        let lease_time = TIME_TO_LIVE;
+        Repository { settings, catalog, packs, entropy, lists, realm, turns, lease_time, chunks }
+    }
+
+    /// The same, with leases that die `lease_time` after a process that no longer renews them. All who
+    /// work on a repository may differ.
+    #[must_use]
+    pub fn with_lease_time(self, lease_time: Duration) -> Self {
+        Repository { lease_time, ..self }
     }
 
     /// The settings it was made with.

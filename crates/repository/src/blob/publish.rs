@@ -19,7 +19,7 @@ use super::patch::{Gather, Patch, too_long};
 use super::place::place;
 use super::write::{WriteRequest, Written};
 use crate::layout::LaidOut;
-use crate::lease::{Lease, TIME_TO_LIVE};
+use crate::lease::Lease;
 use crate::rebuild::Rebuild;
 use crate::repository::Repository;
 
@@ -153,7 +153,7 @@ impl Repository {
         if error.kind() != Kind::Stale {
             return Err(error);
         }
-        self.catalog.renew_lease(lease.id(), TIME_TO_LIVE)?;
+        self.catalog.renew_lease(lease.id(), self.lease_time)?;
         let image = parent.id.image.clone();
         let now = self.catalog.version(&Reference { image, selector: Selector::Latest })?;
         match (&now.id, now.facts.layout) == (&parent.id, parent.facts.layout) {
