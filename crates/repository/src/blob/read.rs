@@ -11,7 +11,7 @@ use model::{Error, Kind, Manifest, Reference, Result};
 use store::ChunkStore;
 
 use crate::chunks::RepositoryChunks;
-use crate::lease::Lease;
+use crate::lease::{Lease, Purpose};
 use crate::ranges::{self, Filled};
 use crate::repository::Repository;
 
@@ -24,19 +24,19 @@ pub struct Reader {
     manifest: Arc<Manifest>,
     chunks: Arc<RepositoryChunks>,
     /// Dropped at the end: until then collect leaves what is read here alone.
-    _lease: Lease,
+    _lease: Arc<Lease>,
 }
 
 impl Repository {
     /// Opens the version that a reference means now. It stays that version, whatever is published
     /// meanwhile.
     ///
-    /// Cost: two short transactions, one now and one when it is dropped, and the manifest.
+    /// Cost: the manifest; two short transactions for readers that come within ten seconds.
     ///
     /// # Errors
     /// `NotFound` where there is no such version.
     pub fn open_version(&self, reference: &Reference) -> Result<Reader> {
-        let lease = self.begin_lease()?;
+        let lease = self.readers.share(|| self.begin_lease_for(Purpose::Work))?;
         let record = self.catalog.version(reference)?;
         let chunks = self.chunks();
         let manifest = chunks.manifest(record.facts.layout)?;
