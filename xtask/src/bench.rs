@@ -5,6 +5,7 @@
 //! | [`measure`] | a program's wall time, CPU time and peak memory |
 //! | [`rows`] | what was measured, row by row; medians; contenders taken in turn |
 //! | [`machine`] | where it was measured, and with what |
+//! | [`chart`] | lines over two axes, as an SVG |
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
@@ -20,6 +21,8 @@
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
 mod boot;
+#[cfg_attr(not(test), expect(dead_code, reason = "its first charts come with the next bench"))]
+mod chart;
 mod commit;
 mod doors;
 mod import;
