@@ -9,8 +9,10 @@
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
+//! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`boot`] | which machine boots soonest |
 //! | [`commit`] | a mirror's changes become a version |
+//! | [`corpus`] | eight images, and what is in them |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
@@ -20,10 +22,12 @@
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
+mod blocks;
 mod boot;
 #[cfg_attr(not(test), expect(dead_code, reason = "its first charts come with the next bench"))]
 mod chart;
 mod commit;
+mod corpus;
 mod doors;
 mod import;
 mod inputs;
@@ -46,6 +50,7 @@ use crate::setup::{self, For};
 
 /// Every bench.
 const BENCHES: &[Bench] = &[
+    corpus::BENCH,
     import::BENCH,
     stored::BENCH,
     doors::BENCH,
