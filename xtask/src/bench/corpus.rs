@@ -13,7 +13,7 @@ pub const BENCH: Bench = Bench {
     name: "corpus",
     about: "Eight Debian images are built, and what is in them: data, blocks, blocks seen before.",
     in_tests: true,
-    tools: &["mmdebstrap", "mke2fs"],
+    tools: &["mmdebstrap"],
     run,
 };
 

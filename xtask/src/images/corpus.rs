@@ -7,14 +7,14 @@
 //! **Failure**: a release that leaves support leaves the mirrors, too. A recipe that cannot be built
 //! is said, and one in reserve takes its place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use model::{Error, Kind, Result};
 
 use super::recipe::{Recipe, State};
+use crate::process;
 
 /// How many images the corpus has.
 pub const IMAGE_COUNT: usize = 8;
@@ -66,74 +66,102 @@ pub struct Member {
     pub path: PathBuf,
 }
 
-/// Makes sure that the images exist. What was left out, and why, are sentences.
+/// Makes sure that the images exist. Whose place another took is said in sentences.
 ///
 /// # Errors
 /// `Refused`: an image has to be built and this is not root. `Unavailable`: too few can be built.
 pub fn ensure() -> Result<(Vec<Member>, Vec<String>)> {
     let folder = super::folder()?;
-    let path = |recipe: &Recipe| folder.join(format!("{}.raw", recipe.file_stem()));
-    let is_there = |recipe: &Recipe| path(recipe).exists();
-    let mut left_out = Vec::new();
+    let is_there = |recipe: &Recipe| path(&folder, recipe).exists();
     let (reserve, regular): (Vec<_>, Vec<_>) =
         RECIPES.iter().partition(|recipe| IN_RESERVE.contains(&recipe.name));
-    if RECIPES.iter().filter(|recipe| is_there(recipe)).count() < IMAGE_COUNT {
+    if choose(&is_there).len() < IMAGE_COUNT {
         super::begin(&folder)?;
-        left_out = build_all(&regular);
+        build_all(&folder, &regular);
         for recipe in reserve {
-            if RECIPES.iter().filter(|recipe| is_there(recipe)).count() < IMAGE_COUNT {
-                left_out.extend(build_all(&[recipe]));
+            if choose(&is_there).len() < IMAGE_COUNT {
+                build_all(&folder, &[recipe]);
             }
         }
     }
-    let members: Vec<_> = RECIPES
-        .iter()
-        .filter(|recipe| is_there(recipe))
-        .take(IMAGE_COUNT)
-        .map(|recipe| Member { name: recipe.name, path: path(recipe) })
-        .collect();
-    if members.len() < IMAGE_COUNT {
+    process::go_on()?;
+    let chosen = choose(&is_there);
+    if chosen.len() < IMAGE_COUNT {
         return Err(Error::new(Kind::Unavailable, "build", format!("{IMAGE_COUNT} images"))
-            .because(left_out.join("; ")));
+            .because(format!("{} could be built", chosen.len()))
+            .hint(format!("why others could not is in {}/*.log", folder.display())));
     }
-    crate::process::go_on()?;
-    Ok((members, left_out))
+    let missing = regular.into_iter().filter(|recipe| !is_there(recipe));
+    let said = missing.map(|recipe| {
+        format!(
+            "{} could not be built from this machine's mirrors; another took its place.",
+            recipe.name
+        )
+    });
+    let member = |recipe: &Recipe| Member { name: recipe.name, path: path(&folder, recipe) };
+    Ok((chosen.into_iter().map(member).collect(), said.collect()))
 }
 
-/// Builds those that are missing, a few at once; says which could not be built.
-fn build_all(recipes: &[&Recipe]) -> Vec<String> {
+fn path(folder: &Path, recipe: &Recipe) -> PathBuf {
+    folder.join(format!("{}.raw", recipe.file_stem()))
+}
+
+/// Of those that are there the regular ones, then as many in reserve as are wanting; in order.
+fn choose(is_there: &dyn Fn(&Recipe) -> bool) -> Vec<&'static Recipe> {
+    let (reserve, mut chosen): (Vec<_>, Vec<_>) = RECIPES
+        .iter()
+        .enumerate()
+        .filter(|(_, recipe)| is_there(recipe))
+        .partition(|(_, recipe)| IN_RESERVE.contains(&recipe.name));
+    chosen.extend(reserve);
+    chosen.truncate(IMAGE_COUNT);
+    chosen.sort_unstable_by_key(|(position, _)| *position);
+    chosen.into_iter().map(|(_, recipe)| recipe).collect()
+}
+
+/// Builds those that are missing, a few at once; says which cannot be built.
+fn build_all(folder: &Path, recipes: &[&Recipe]) {
     let next = AtomicUsize::new(0);
-    let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..BUILT_AT_ONCE {
             scope.spawn(|| {
                 while let Some(recipe) = recipes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = build_patiently(recipe) {
+                    if let Err(error) = build_patiently(folder, recipe) {
                         println!("{} cannot be built: {error}", recipe.name);
-                        let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
-                        failures.push(format!("{} could not be built", recipe.name));
                     }
                 }
             });
         }
     });
-    failures.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn build_patiently(recipe: &Recipe) -> Result<()> {
-    let folder = super::folder()?;
-    let path = folder.join(format!("{}.raw", recipe.file_stem()));
-    let mut tried = 1;
-    loop {
-        if path.exists() {
-            return Ok(());
+fn build_patiently(folder: &Path, recipe: &Recipe) -> Result<()> {
+    let path = path(folder, recipe);
+    if path.exists() {
+        return Ok(());
+    }
+    for _ in 1..TRIES {
+        match super::build(recipe, folder, &path) {
+            Ok(()) => return Ok(()),
+            Err(_) => process::go_on()?,
         }
-        match super::build(recipe, &folder, &path) {
-            Err(_) if tried < TRIES => {
-                crate::process::go_on()?;
-                tried += 1;
-            }
-            done => return done,
-        }
+    }
+    super::build(recipe, folder, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_reserve_takes_the_place_of_one_that_is_missing() {
+        let all = choose(&|_| true);
+        assert_eq!(all.len(), IMAGE_COUNT);
+        assert!(all.iter().all(|recipe| !IN_RESERVE.contains(&recipe.name)));
+        let names: Vec<_> =
+            choose(&|recipe| recipe.name != "deb11-patched").iter().map(|r| r.name).collect();
+        assert_eq!(names.len(), IMAGE_COUNT);
+        assert_eq!(names[..3], ["deb11-minimal", "deb11-nginx", "deb12-minimal"]);
+        assert_eq!(choose(&|recipe| recipe.suite == "trixie").len(), 2);
     }
 }
