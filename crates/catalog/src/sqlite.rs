@@ -10,6 +10,9 @@
 //! | `schema` | the tables, the format's number |
 //! | `images`, `versions`, `publish` | names and what they mean |
 //! | `packs`, `leases` | places of chunks, hooks; what protects them until they are referred to |
+//! | `roots` | what keeps layouts in the repository: versions and holds |
+//! | `boot_sets` | working sets of contents |
+//! | `collect` | all entries; marks upon packs; removal |
 //! | `statistics` | how much there is |
 //! | `batch` | many rows in one parameter |
 //! | `near` | names that come near to one that was not found |
@@ -22,6 +25,8 @@
 //! it. Two processes may have the file open; one writes at a time.
 
 mod batch;
+mod boot_sets;
+mod collect;
 mod connections;
 mod failure;
 mod images;
@@ -29,6 +34,7 @@ mod leases;
 mod near;
 mod packs;
 mod publish;
+mod roots;
 mod schema;
 mod statistics;
 mod versions;
@@ -43,14 +49,17 @@ use std::time::Duration;
 use env::Clock;
 use model::digest::Hook;
 use model::name::LabelKey;
-use model::{ImageName, Realm, Reference, Result, TagName, VersionId};
+use model::{ContentDigest, ImageName, LayoutDigest, Realm, Reference, Result, TagName, VersionId};
 
 use crate::catalog::Catalog;
 use crate::records::{
-    CatalogStatistics, EntryDigest, ImageFilter, ImageRecord, LeaseId, Location, NewPack, PackId,
-    PackRecord, Publication, VersionRecord,
+    BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
+    LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
+    VersionRecord,
 };
 use connections::Connections;
+use leases::Purpose;
+use packs::Known;
 
 /// The catalog in one SQLite file.
 ///
@@ -123,8 +132,9 @@ impl Catalog for SqliteCatalog {
 
     fn begin_lease(&self, time_to_live: Duration) -> Result<LeaseId> {
         let now = self.clock.now();
-        self.connections
-            .write("begin the lease", async |c| leases::begin(c, now, time_to_live).await)
+        self.connections.write("begin the lease", async |c| {
+            leases::begin(c, now, time_to_live, Purpose::Work).await
+        })
     }
 
     fn renew_lease(&self, lease: LeaseId, time_to_live: Duration) -> Result<()> {
@@ -137,13 +147,38 @@ impl Catalog for SqliteCatalog {
         let operation = "abandon the lease";
         let found =
             self.connections.read(operation, async |c| leases::find_abandoned(c, lease).await)?;
-        let now = self.clock.now();
-        self.connections.write(operation, async |c| leases::abandon(c, lease, now, &found).await)
+        self.connections.write(operation, async |c| leases::abandon(c, lease, &found).await)
     }
 
     fn add_pack(&self, lease: LeaseId, pack: &NewPack) -> Result<PackId> {
         let now = self.clock.now();
-        self.connections.write("add the pack", async |c| packs::add(c, lease, now, pack).await)
+        self.connections
+            .write("add the pack", async |c| packs::add(c, lease, now, pack, Known::Stays).await)
+    }
+
+    fn move_entries(&self, lease: LeaseId, pack: &NewPack) -> Result<PackId> {
+        let now = self.clock.now();
+        self.connections.write("move entries to the pack", async |c| {
+            packs::add(c, lease, now, pack, Known::Moves).await
+        })
+    }
+
+    fn claim(
+        &self,
+        lease: LeaseId,
+        realm: &Realm,
+        digests: &[EntryDigest],
+    ) -> Result<Vec<Option<Location>>> {
+        let operation = "claim chunks";
+        let found = self
+            .connections
+            .read(operation, async |c| packs::look_up(c, Some(lease), realm, digests).await)?;
+        if !found.must_be_claimed {
+            return Ok(found.places);
+        }
+        let now = self.clock.now();
+        self.connections
+            .write(operation, async |c| packs::claim(c, lease, now, realm, digests).await)
     }
 
     fn locate(&self, realm: &Realm, digests: &[EntryDigest]) -> Result<Vec<Option<Location>>> {
@@ -167,6 +202,105 @@ impl Catalog for SqliteCatalog {
         let now = self.clock.now();
         self.connections
             .write("publish", async |c| publish::publish(c, lease, now, publication).await)
+    }
+
+    fn layout_of(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.connections.read("find the layout", async |c| roots::layout_of(c, content).await)
+    }
+
+    fn swap_layout(
+        &self,
+        lease: LeaseId,
+        content: ContentDigest,
+        old: LayoutDigest,
+        new: LayoutDigest,
+    ) -> Result<u64> {
+        let now = self.clock.now();
+        self.connections.write("lay out anew", async |c| {
+            publish::swap_layout(c, lease, now, content, [old, new]).await
+        })
+    }
+
+    fn set_boot_set(&self, lease: LeaseId, set: &BootSetRecord) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("set the working set", async |c| boot_sets::set(c, lease, now, set).await)
+    }
+
+    fn boot_sets(&self, content: ContentDigest) -> Result<Vec<BootSetRecord>> {
+        self.connections.read("find the working sets", async |c| boot_sets::all(c, content).await)
+    }
+
+    fn hold(
+        &self,
+        version: &VersionId,
+        holder: &str,
+        time_to_live: Option<Duration>,
+    ) -> Result<VersionRecord> {
+        let now = self.clock.now();
+        self.connections.write("hold the version", async |c| {
+            roots::hold(c, version, holder, now, time_to_live).await
+        })
+    }
+
+    fn renew_hold(&self, holder: &str, time_to_live: Duration) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("renew the hold", async |c| roots::renew(c, holder, now, time_to_live).await)
+    }
+
+    fn release(&self, holder: &str) -> Result<()> {
+        self.connections.write("release the version", async |c| roots::release(c, holder).await)
+    }
+
+    fn holds(&self) -> Result<Vec<HoldRecord>> {
+        let now = self.clock.now();
+        self.connections.read("list the holds", async |c| roots::holds(c, now).await)
+    }
+
+    fn begin_collect(&self, time_to_live: Duration) -> Result<LeaseId> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| {
+            roots::forget_expired(c, now).await?;
+            leases::begin(c, now, time_to_live, Purpose::Collect).await
+        })
+    }
+
+    fn roots(&self, after: Revision, max: usize) -> Result<Vec<Root>> {
+        self.connections
+            .read("list what is referred to", async |c| roots::after(c, after, max).await)
+    }
+
+    fn entries(
+        &self,
+        after: Option<(&Realm, EntryDigest)>,
+        max: usize,
+    ) -> Result<Vec<(Realm, Location)>> {
+        self.connections.read("list the entries", async |c| collect::entries(c, after, max).await)
+    }
+
+    fn condemn(&self, lease: LeaseId, packs: &[PackId]) -> Result<Mark> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| collect::condemn(c, lease, now, packs).await)
+    }
+
+    fn leases_before(&self, mark: Mark) -> Result<u64> {
+        let now = self.clock.now();
+        self.connections.read("collect", async |c| leases::alive_before(c, now, mark).await)
+    }
+
+    fn spare(&self, lease: LeaseId, packs: &[PackId]) -> Result<()> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| collect::spare(c, lease, now, packs).await)
+    }
+
+    fn remove_condemned(&self, lease: LeaseId, packs: &[Doomed]) -> Result<Vec<String>> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| collect::remove(c, lease, now, packs).await)
+    }
+
+    fn compact(&self) -> Result<()> {
+        self.connections.compact()
     }
 
     fn statistics(&self) -> Result<CatalogStatistics> {

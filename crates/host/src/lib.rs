@@ -16,10 +16,12 @@
 //! | [`control`] | the protocol of a mirror's control socket: requests, responses, both ends |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`mirrors`] | the mirrors of this host, served or not |
+//! | `holds` | what keeps a mirror's version readable in the repository |
 
 pub mod commit;
 pub mod control;
 pub mod doors;
+mod holds;
 pub mod mirrors;
 pub mod owner;
 pub mod tree;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::commit::Committer;
 use crate::control::{ControlServer, Handler, Request, Response};
 use crate::doors::{Door, DoorOptions, Doors};
+use crate::holds;
 use crate::mirrors::{MirrorStatus, check_repository, control_socket, note_repository};
 use crate::tree::MirrorTree;
 
@@ -85,11 +86,12 @@ impl Owner {
         request: &AttachRequest,
     ) -> Result<Self> {
         let (mirror, is_new) = open_mirror(&repository, &state, request)?;
-        Self::serve(repository, state.clone(), mirror.clone(), &request.doors).inspect_err(|_| {
+        let served = Self::serve(repository.clone(), state.clone(), mirror.clone(), &request.doors);
+        served.inspect_err(|_| {
             // The error that matters is the first; a mirror that was not there before goes again.
             let _ = mirror.close();
             if is_new {
-                let _ = Mirror::discard(&state, mirror.name());
+                let _ = throw_away(&state, mirror.name(), &repository);
             }
         })
     }
@@ -219,7 +221,7 @@ impl Shared {
         let name = self.mirror.name().clone();
         let mirror_closed = self.mirror.close();
         if discard || asked == Some(true) {
-            return Mirror::discard(&self.state, &name).and(doors_closed);
+            return throw_away(&self.state, &name, &self.repository).and(doors_closed);
         }
         mirror_closed.and(doors_closed)
     }
@@ -249,6 +251,14 @@ impl Handler for Shared {
     }
 }
 
+/// Throws a mirror away. Its hold goes first: a mirror without one gets it again when it is opened.
+fn throw_away(state: &StateFolder, name: &MirrorName, repository: &Repository) -> Result<()> {
+    if let Err(error) = holds::release(state, name, repository.catalog()) {
+        tracing::warn!("{}", error.chain());
+    }
+    Mirror::discard(state, name)
+}
+
 /// Makes a mirror, or opens the one there is. True where it was made.
 fn open_mirror(
     repository: &Repository,
@@ -261,6 +271,7 @@ fn open_mirror(
         check_repository(state, name, repository)?;
         let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
         check_bound_to(repository, &mirror, &request.reference)?;
+        holds::ensure(state, repository, &mirror)?;
         return Ok((mirror, false));
     }
     let wanted = repository.catalog().version(&request.reference)?;
@@ -272,6 +283,10 @@ fn open_mirror(
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
     note_repository(state, name, repository);
+    holds::take(state, name, repository, &wanted.id).inspect_err(|_| {
+        let _ = mirror.close();
+        let _ = Mirror::discard(state, name);
+    })?;
     repository.catalog().count_attach(&wanted.id)?;
     Ok((mirror, true))
 }

@@ -93,6 +93,27 @@ fn a_mirror_whose_version_was_removed_opens_again_and_says_how_to_save_it() {
 }
 
 #[test]
+fn a_mirror_holds_its_version_until_it_is_thrown_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let repository = repository_in(&folder.path().join("repository"), 1 << 20);
+    let holds = || repository.catalog().holds().unwrap();
+    let owner = start(&repository, &state, folder.path()).unwrap();
+    let [hold] = &holds()[..] else { panic!("one hold") };
+    assert!(hold.version.to_string() == "web@1" && hold.holder.contains("mirror"), "{hold:?}");
+    owner.stop(false).unwrap();
+    assert_eq!(holds().len(), 1, "a mirror that is not served reads on some day");
+    // As a crash between making a mirror and holding its version leaves it.
+    repository.catalog().release(&holds()[0].holder).unwrap();
+    start(&repository, &state, folder.path()).unwrap().stop(false).unwrap();
+    assert_eq!(holds().len(), 1);
+    host::mirrors::detach(&state, &name(), true, || Ok(repository.clone())).unwrap();
+    assert!(holds().is_empty());
+    start(&repository, &state, folder.path()).unwrap().stop(true).unwrap();
+    assert!(holds().is_empty());
+}
+
+#[test]
 fn when_a_detach_is_answered_the_mirror_is_free_or_gone() {
     let folder = tempfile::tempdir().unwrap();
     let state = state_in(folder.path());

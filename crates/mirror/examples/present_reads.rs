@@ -13,8 +13,8 @@ use env::entropy::SeededEntropy;
 use mirror::{Binding, Mirror, StateFolder};
 use model::device::Device;
 use model::{
-    ChunkDigest, ImageName, LayoutDigest, Manifest, MapDigest, MirrorName, Result, SegmentMap,
-    VersionId, VersionNumber,
+    ChunkDigest, ContentDigest, ImageName, LayoutDigest, Manifest, MapDigest, MirrorName, Result,
+    SegmentMap, VersionId, VersionNumber,
 };
 use store::{Chunk, ChunkStore, MemoryChunkStore};
 
@@ -23,6 +23,10 @@ use store::{Chunk, ChunkStore, MemoryChunkStore};
 struct HashingStore(MemoryChunkStore, u64);
 
 impl ChunkStore for HashingStore {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.0.current_layout(content)
+    }
+
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         self.0.manifest(layout)
     }

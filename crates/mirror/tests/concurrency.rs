@@ -9,7 +9,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use env::simulated::SimulatedFileSystem;
 use mirror::StateFolder;
 use model::device::Device;
-use model::{ChunkDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
+use model::{
+    ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap,
+};
 use store::{Chunk, ChunkStore, MemoryChunkStore};
 use support::*;
 
@@ -50,6 +52,10 @@ impl FaultyStore {
 }
 
 impl ChunkStore for FaultyStore {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.inner.current_layout(content)
+    }
+
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         self.inner.manifest(layout)
     }

@@ -12,7 +12,8 @@ use format::entry::{Encoding, EntryKind, decode};
 use format::manifest::{decode_manifest, decode_manifest_root};
 use format::segment_map::{decode_segment_map, map_digest};
 use model::{
-    ChunkDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result, SegmentMap,
+    ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result,
+    SegmentMap,
 };
 use quick_cache::sync::Cache;
 use store::{Chunk, ChunkStore, PackName, PackStore};
@@ -119,6 +120,10 @@ impl RepositoryChunks {
 }
 
 impl ChunkStore for RepositoryChunks {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.catalog.layout_of(content)
+    }
+
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         let what = "read the manifest";
         let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;

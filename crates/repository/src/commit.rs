@@ -19,15 +19,19 @@ use model::{
 };
 use store::ChunkStore;
 
-use catalog::{Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{Layout, Plan};
+use crate::lease::Lease;
 use crate::repository::Repository;
 use crate::windows::{self, CommitWindows};
 
 /// How many lists one segment may hold on to: about 50 MB. A segment that many commits have touched
 /// may refer to more packs; their lists are read again.
 const LISTS_PER_SEGMENT_MAX: usize = 256;
+
+/// How often a commit is tried again because collect has laid its parent out anew meanwhile.
+const TRIES_MAX: usize = 3;
 
 /// What is to be committed, upon what, as what.
 pub struct CommitRequest<'a> {
@@ -68,12 +72,36 @@ impl Repository {
     /// # Errors
     /// `NotFound` where the parent is gone; those of an import.
     pub fn commit(&self, changes: &dyn Changes, request: &CommitRequest) -> Result<Committed> {
-        let parent = self.catalog.version(&request.parent.clone().into())?;
-        let bypassed = self.bypassed(&parent, request);
+        let mut tries = 0;
+        loop {
+            let lease = self.begin_lease()?;
+            let parent = self.catalog.version(&request.parent.clone().into())?;
+            let committed = self.commit_upon(&parent, changes, request, lease);
+            // What was stored is known now, so that another try costs hashing alone.
+            let stale = committed.as_ref().is_err_and(|error| error.kind() == Kind::Stale);
+            if !stale || tries == TRIES_MAX || !self.was_laid_out_anew(&parent)? {
+                return committed;
+            }
+            tries += 1;
+        }
+    }
+
+    fn was_laid_out_anew(&self, version: &VersionRecord) -> Result<bool> {
+        let now = self.catalog.version(&version.id.clone().into())?;
+        Ok(now.facts.layout != version.facts.layout)
+    }
+
+    fn commit_upon(
+        &self,
+        parent: &VersionRecord,
+        changes: &dyn Changes,
+        request: &CommitRequest,
+        lease: Lease,
+    ) -> Result<Committed> {
+        let bypassed = self.bypassed(parent, request);
         let manifest = self.chunks().manifest(parent.facts.layout)?;
         let catalog_len = self.catalog.statistics()?.catalog_len;
         let rebuild = Rebuild::new(self, &manifest, changes);
-        let lease = self.begin_lease()?;
         let mut layout = Layout::new(
             self,
             self.destination(&lease),
@@ -94,8 +122,6 @@ impl Repository {
         let replaced = rebuild.replaced_data_len()?;
         let data_len = (parent.facts.data_len + laid_out.data_block_count * BLOCK_LEN as u64)
             .saturating_sub(replaced);
-        let mut packs = laid_out.used;
-        packs.sort_unstable();
         let version = self.publish(
             lease,
             &Publication {
@@ -109,9 +135,10 @@ impl Repository {
                     parent: Some(request.parent.clone()),
                     origin: request.origin.clone(),
                 },
-                packs,
+                based_on: Some((request.parent.clone(), parent.facts.layout)),
+                condition: Condition::Any,
                 tag: request.tag.clone(),
-                image_must_be_new: false,
+                record: None,
             },
         )?;
         let grown = self.catalog.statistics()?.catalog_len.saturating_sub(catalog_len);

@@ -3,7 +3,7 @@
 use model::block::LENGTH_MAX;
 use model::{Error, ImageName, Kind, Result, VersionKind};
 
-use catalog::{Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{Layout, Plan};
 use crate::repository::Repository;
@@ -35,9 +35,10 @@ impl Repository {
                     parent: None,
                     origin: "create".to_string(),
                 },
-                packs: laid_out.used,
+                based_on: None,
                 tag: None,
-                image_must_be_new: true,
+                condition: Condition::NewImage,
+                record: None,
             },
         )
     }

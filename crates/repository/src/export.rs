@@ -42,6 +42,8 @@ impl Repository {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Exported> {
+        // Dropped at the end: until then collect leaves what is read here alone.
+        let _lease = self.begin_lease()?;
         let record = self.catalog.version(&version.clone().into())?;
         progress.expect(Some(record.facts.data_len));
         let chunks = self.chunks();

@@ -10,7 +10,7 @@ use model::progress::{Cancel, Progress};
 use model::source::DiskSource;
 use model::{BLOCK_LEN, ContentDigest, Error, ImageName, Kind, Result, TagName, VersionKind};
 
-use catalog::{Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{LaidOut, Layout, Plan};
 use crate::lease::Lease;
@@ -101,9 +101,10 @@ impl Repository {
             &Publication {
                 image: request.image.clone(),
                 facts,
-                packs: laid_out.used.clone(),
+                based_on: None,
                 tag: request.tag.clone(),
-                image_must_be_new: false,
+                condition: Condition::Any,
+                record: None,
             },
         )?;
         self.imported(version, &laid_out, catalog_len)

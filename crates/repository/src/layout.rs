@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use catalog::PackId;
+use catalog::LeaseId;
 use chunking::{ChunkRef, OpenChunk, PendingSegment, SealedChunk, SegmentDraft};
 use format::entry::EntryKind;
 use format::manifest::encode_manifest;
@@ -48,8 +48,6 @@ pub struct LaidOut {
     pub new_block_count: u64,
     /// Packs written.
     pub written: Written,
-    /// Packs that others put and this layout refers to.
-    pub used: Vec<PackId>,
 }
 
 /// Lays out one version.
@@ -61,7 +59,7 @@ pub struct Layout<'a> {
     draft: Option<SegmentDraft>,
     pending: Vec<PendingSegment>,
     entries: Vec<SegmentEntry>,
-    known_packs: HashSet<PackId>,
+    lease: LeaseId,
     written_maps: HashSet<[u8; DIGEST_LEN]>,
     pack_data_len: u64,
     data_block_count: u64,
@@ -72,10 +70,12 @@ impl<'a> Layout<'a> {
     /// Starts a layout whose packs go to `destination`.
     pub fn new(repository: &'a Repository, destination: Destination, plan: Plan<'a>) -> Self {
         let open = OpenChunk::new(repository.settings.chunk_size());
+        let lease = destination.lease;
         let duplicates = Duplicates::new(
             repository.catalog.clone(),
             repository.lists.clone(),
             repository.realm.clone(),
+            lease,
             open,
         );
         Layout {
@@ -86,7 +86,7 @@ impl<'a> Layout<'a> {
             draft: None,
             pending: Vec::new(),
             entries: Vec::new(),
-            known_packs: HashSet::new(),
+            lease,
             written_maps: HashSet::new(),
             pack_data_len: 0,
             data_block_count: 0,
@@ -130,7 +130,7 @@ impl<'a> Layout<'a> {
             self.draft_of(segment)?.set_hole(in_segment);
             return Ok(());
         }
-        let (chunk, index) = match self.duplicates.find(digest) {
+        let (chunk, index) = match self.duplicates.find(digest)? {
             Some(found) => found,
             None => {
                 if self.duplicates.open.is_full() {
@@ -208,13 +208,10 @@ impl<'a> Layout<'a> {
         if !self.written_maps.insert(digest) {
             return Ok(());
         }
-        let known = self.repository.catalog.locate(&self.repository.realm, &[digest])?;
-        match known.into_iter().next().flatten() {
-            Some(location) => {
-                self.known_packs.insert(location.pack);
-                Ok(())
-            }
-            None => self.packer.push(Entry { kind, digest, plain, blocks: Vec::new() }),
+        let Repository { catalog, realm, .. } = self.repository;
+        match catalog.claim(self.lease, realm, &[digest])?.first() {
+            Some(Some(_)) => Ok(()),
+            _ => self.packer.push(Entry { kind, digest, plain, blocks: Vec::new() }),
         }
     }
 
@@ -238,14 +235,12 @@ impl<'a> Layout<'a> {
         }
         self.put_unknown(EntryKind::Manifest, encoded.layout.0, encoded.root)?;
         let written = self.packer.finish()?;
-        self.known_packs.extend(self.duplicates.used());
         Ok(LaidOut {
             content: manifest.content(),
             layout: encoded.layout,
             data_block_count: self.data_block_count,
             new_block_count: self.new_block_count,
             written,
-            used: self.known_packs.into_iter().collect(),
         })
     }
 }

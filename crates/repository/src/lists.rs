@@ -46,17 +46,16 @@ impl PackLists {
         Ok(list)
     }
 
-    /// Forgets the lists of packs that are gone: those of a writer that gave up. Whoever holds a
-    /// lease needs this once, at its beginning: packs that are there then stay as long as the lease.
+    /// Forgets the lists of packs that are gone or condemned, so that no new writer refers to them.
     pub fn forget_removed(&self) -> Result<()> {
         for (id, _) in self.all_cached() {
             match self.catalog.pack(id) {
-                Ok(_) => {}
-                Err(error) if error.kind() == Kind::NotFound => {
+                Ok(record) if record.condemned.is_none() => {}
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                _ => {
                     let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
                     recent.retain(|(known, _)| *known != id);
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(())

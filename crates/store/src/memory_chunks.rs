@@ -15,6 +15,7 @@ use crate::{Chunk, ChunkStore};
 #[derive(Debug)]
 pub struct MemoryChunkStore {
     chunk_block_count: usize,
+    layouts: HashMap<ContentDigest, LayoutDigest>,
     manifests: HashMap<LayoutDigest, Arc<Manifest>>,
     maps: HashMap<MapDigest, Arc<SegmentMap>>,
     chunks: HashMap<ChunkDigest, Chunk>,
@@ -27,6 +28,7 @@ impl MemoryChunkStore {
     pub fn new(chunk_block_count: usize) -> Self {
         MemoryChunkStore {
             chunk_block_count: chunk_block_count.clamp(1, model::map::CHUNK_BLOCKS_MAX as usize),
+            layouts: HashMap::new(),
             manifests: HashMap::new(),
             maps: HashMap::new(),
             chunks: HashMap::new(),
@@ -71,6 +73,7 @@ impl MemoryChunkStore {
         }
         let layout = LayoutDigest(*hasher.finalize().as_bytes());
         self.manifests.insert(layout, Arc::new(manifest));
+        self.layouts.insert(content, layout);
         (content, layout)
     }
 
@@ -140,6 +143,10 @@ fn missing(operation: &'static str, digest: impl ToString) -> Error {
 }
 
 impl ChunkStore for MemoryChunkStore {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        Ok(self.layouts.get(&content).copied())
+    }
+
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         self.manifests.get(&layout).cloned().ok_or_else(|| missing("read the manifest", layout))
     }

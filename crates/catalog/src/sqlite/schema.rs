@@ -7,7 +7,7 @@ use super::connections::Connections;
 use super::failure::Failure;
 
 /// The format that this code reads and writes: SQLite's `user_version`.
-pub(super) const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 2;
 
 /// SQLite's `application_id`: `lard` in ASCII.
 pub(super) const APPLICATION_ID: i64 = 0x6c61_7264;
@@ -60,7 +60,8 @@ async fn state(connection: &mut SqliteConnection, name: &str) -> Result<State, F
             Err(refused(reason).hint("use a newer larder").into())
         }
         (APPLICATION_ID, other, _) => {
-            Err(refused(format!("its format {other} is none that larder ever wrote")).into())
+            let reason = format!("its format {other} is from before the first release");
+            Err(refused(reason).hint("make a new repository and import the images again").into())
         }
         _ => Err(refused("it is a database of another program".to_string()).into()),
     }
