@@ -17,6 +17,7 @@
 //! **Not here**: any I/O, any byte layout.
 
 pub mod block;
+mod block_hashing;
 pub mod changes;
 pub mod device;
 pub mod digest;
