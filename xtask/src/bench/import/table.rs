@@ -42,7 +42,7 @@ pub fn say(
         "![bytes on disk after each image](growth.svg)".to_owned(),
         table(&session.rows, tools, silent, chosen),
     ];
-    notes.extend(silent.iter().map(|(tool, why)| format!("{tool} shows no image: {why}.")));
+    notes.extend(silent.iter().map(|(_, why)| format!("No reads here and there: {why}.")));
     notes.push(
         "All tools run as they come but for what their names say. restic always encrypts, and 0.14 \
          restores holes as zeros; borg's repositories are not encrypted. desync is not among \
