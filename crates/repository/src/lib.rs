@@ -19,6 +19,7 @@
 //! 2. A writer that fails leaves nothing behind but what another writer may have come to use.
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
+pub mod boot_set;
 pub mod chunks;
 pub mod commit;
 pub mod create;
@@ -34,6 +35,7 @@ pub mod settings;
 pub mod statistics;
 mod windows;
 
+pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
