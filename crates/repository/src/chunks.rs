@@ -99,6 +99,31 @@ impl RepositoryChunks {
         }
     }
 
+    /// The manifest of a layout, and the digests of its leaves.
+    pub(crate) fn manifest_with_leaves(
+        &self,
+        layout: LayoutDigest,
+    ) -> Result<(Manifest, Vec<EntryDigest>)> {
+        let what = "read the manifest";
+        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
+        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
+        let root = decode_manifest_root(&bytes)?;
+        let digests: Vec<EntryDigest> = root.leaves.iter().map(|(_, digest)| *digest).collect();
+        let leaves = digests
+            .iter()
+            .map(|digest| self.entry(what, EntryKind::ManifestLeaf, *digest))
+            .collect::<Result<Vec<_>>>()?;
+        Ok((decode_manifest(&root, &leaves)?, digests))
+    }
+
+    /// The map of a segment, without a look at where its chunks lie.
+    pub(crate) fn map_alone(&self, map: MapDigest) -> Result<SegmentMap> {
+        let what = "read the segment map";
+        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
+        Self::check(what, map_digest(&bytes).0, map.0)?;
+        Ok(decode_segment_map(&bytes)?)
+    }
+
     /// The boot working set of a digest.
     pub fn boot_set(&self, digest: EntryDigest) -> Result<BootSet> {
         let what = "read the boot working set";
@@ -158,23 +183,11 @@ impl ChunkStore for RepositoryChunks {
     }
 
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
-        let what = "read the manifest";
-        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
-        let root = decode_manifest_root(&bytes)?;
-        let leaves = root
-            .leaves
-            .iter()
-            .map(|(_, digest)| self.entry("read the manifest", EntryKind::ManifestLeaf, *digest))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Arc::new(decode_manifest(&root, &leaves)?))
+        Ok(Arc::new(self.manifest_with_leaves(layout)?.0))
     }
 
     fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>> {
-        let what = "read the segment map";
-        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
-        Self::check(what, map_digest(&bytes).0, map.0)?;
-        let map = Arc::new(decode_segment_map(&bytes)?);
+        let map = Arc::new(self.map_alone(map)?);
         self.look_up_chunks_of(&map)?;
         Ok(map)
     }

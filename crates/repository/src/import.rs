@@ -13,7 +13,7 @@ use model::{BLOCK_LEN, ContentDigest, Error, ImageName, Kind, Result, TagName, V
 use catalog::{Condition, LeaseId, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{LaidOut, Layout, Plan};
-use crate::lease::Lease;
+use crate::lease::{Lease, Purpose};
 use crate::packer::Destination;
 use crate::repository::Repository;
 use crate::windows::{self, ImportWindows};
@@ -126,9 +126,13 @@ impl Repository {
     }
 
     pub(crate) fn begin_lease(&self) -> Result<Lease> {
-        let lease = Lease::begin(self.catalog.clone(), self.packs.clone())?;
+        let lease = self.begin_lease_for(Purpose::Work)?;
         self.lists.forget_removed()?;
         Ok(lease)
+    }
+
+    pub(crate) fn begin_lease_for(&self, purpose: Purpose) -> Result<Lease> {
+        Lease::begin(purpose, self.catalog.clone(), self.packs.clone(), self.lease_time)
     }
 
     pub(crate) fn destination(&self, lease: &Lease) -> Destination {

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
+//! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
@@ -21,6 +22,7 @@
 
 pub mod boot_set;
 pub mod chunks;
+pub mod collect;
 pub mod commit;
 pub mod create;
 mod duplicates;
@@ -37,6 +39,7 @@ mod windows;
 
 pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
+pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};
