@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use catalog::VersionRecord;
-use crossbeam_channel::bounded;
 use model::progress::{Cancel, Progress};
 use model::source::DiskSink;
 use model::{Error, Kind, Manifest, Reference, Result};
@@ -12,7 +11,7 @@ use store::ChunkStore;
 
 use crate::chunks::RepositoryChunks;
 use crate::lease::{Lease, Purpose};
-use crate::ranges::{self, Filled};
+use crate::ranges;
 use crate::repository::Repository;
 
 const READ: &str = "read";
@@ -67,8 +66,8 @@ impl Reader {
     /// Gives the bytes of a range to a sink, verified; holes are gaps. The sink's offsets count from
     /// the start of the range. Returns how many bytes were no holes.
     ///
-    /// Cost: memory for four windows of 16 MiB, whatever the length; windows are read while the one
-    /// before is written.
+    /// Cost: memory for three stretches of 16 MiB and 128 chunks, whatever the length; what comes next is
+    /// read while what came before is written.
     ///
     /// # Errors
     /// `Invalid` where the range is not all inside the version; those of the sink, of which nothing
@@ -84,26 +83,12 @@ impl Reader {
         let range = self.range(offset, length)?;
         let subject = self.record.id.to_string();
         let mut data_len = 0;
-        let (send, receive) = bounded(2);
-        std::thread::scope(|scope| {
-            let (chunks, manifest) = (&*self.chunks, &*self.manifest);
-            let reader = scope.spawn(move || {
-                // A closed channel means that the writer has failed; its error is returned there.
-                ranges::read_range(chunks, manifest, range, |filled| send.send(filled).is_ok())
-            });
-            let written = receive.iter().try_for_each(|filled: Filled| {
-                cancel.check(READ, &subject)?;
-                sink.write(filled.offset - offset, &filled.bytes)?;
-                data_len += filled.bytes.len() as u64;
-                progress.advance(filled.bytes.len() as u64);
-                Ok(())
-            });
-            drop(receive);
-            let was_read = reader.join().unwrap_or_else(|_| {
-                Err(Error::new(Kind::Bug, READ, &subject)
-                    .because("the thread that reads ended early"))
-            });
-            written.and(was_read)
+        ranges::stream(&*self.chunks, &self.manifest, range, |at, bytes| {
+            cancel.check(READ, &subject)?;
+            sink.write(at - offset, bytes)?;
+            data_len += bytes.len() as u64;
+            progress.advance(bytes.len() as u64);
+            Ok(())
         })?;
         sink.finish(length)?;
         Ok(data_len)
