@@ -5,28 +5,37 @@
 //! | [`measure`] | a program's wall time, CPU time and peak memory |
 //! | [`rows`] | what was measured, row by row; medians; contenders taken in turn |
 //! | [`machine`] | where it was measured, and with what |
+//! | [`chart`] | lines over two axes, as an SVG |
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
+//! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`boot`] | which machine boots soonest |
 //! | [`commit`] | a mirror's changes become a version |
+//! | [`corpus`] | eight images, and what is in them |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
-//! | [`import`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`import`] | eight images, with larder and with others' tools |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
+//! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
+mod blocks;
 mod boot;
+#[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
+mod chart;
 mod commit;
+mod corpus;
 mod doors;
 mod import;
 mod inputs;
 mod login;
 mod machine;
 mod measure;
+mod one_image;
 mod publish;
 mod qemu_nbd;
 mod replay;
@@ -43,7 +52,9 @@ use crate::setup::{self, For};
 
 /// Every bench.
 const BENCHES: &[Bench] = &[
+    corpus::BENCH,
     import::BENCH,
+    one_image::BENCH,
     stored::BENCH,
     doors::BENCH,
     replay::BENCH,

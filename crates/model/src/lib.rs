@@ -19,6 +19,7 @@
 
 pub mod block;
 pub mod boot_set;
+mod block_hashing;
 pub mod changes;
 pub mod device;
 pub mod digest;
