@@ -18,8 +18,8 @@
 //! **Not here**: any I/O, any byte layout.
 
 pub mod block;
-pub mod boot_set;
 mod block_hashing;
+pub mod boot_set;
 pub mod changes;
 pub mod device;
 pub mod digest;

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use catalog::{Catalog, EntryDigest, LeaseId, PackId};
-use chunking::{BlockList, ChunkRef, OpenChunk, SealedChunk};
+use chunking::{BlockList, ChunkRef, OpenChunk, Sampling, SealedChunk};
 use model::digest::Hook;
 use model::{BlockDigest, Realm, Result};
 
@@ -39,6 +39,7 @@ pub struct Duplicates {
     /// not all of it.
     claimed: HashMap<PackId, Option<Arc<BlockList>>>,
     lease: LeaseId,
+    sampling: Sampling,
 }
 
 impl Duplicates {
@@ -60,14 +61,20 @@ impl Duplicates {
             candidates: Vec::new(),
             claimed: HashMap::new(),
             lease,
+            sampling: Sampling::DEFAULT,
         }
+    }
+
+    /// Looks by other hooks than those of a repository: for measuring.
+    pub fn with_sampling(self, sampling: Sampling) -> Self {
+        Duplicates { sampling, ..self }
     }
 
     /// Makes ready for a window: loads the lists that its hooks name.
     pub fn prepare(&mut self, digests: &[BlockDigest]) -> Result<()> {
         let mut hooks: Vec<Hook> = digests
             .iter()
-            .filter(|digest| digest.is_hook() && **digest != BlockDigest::HOLE)
+            .filter(|digest| self.sampling.keeps(digest))
             .map(BlockDigest::hook)
             .collect();
         hooks.sort_unstable();

@@ -12,7 +12,8 @@
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
-//! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
+//! | [`duplicates`], [`lists`] | what is known already; in public for benches of the index alone |
+//! | `windows`, `layout`, `packer`, `lease` | the pipeline of whoever writes |
 //!
 //! **Invariants**
 //! 1. Nothing refers to bytes that are not durable: pack, then catalog row, then version.
@@ -23,12 +24,12 @@ pub mod boot_set;
 pub mod chunks;
 pub mod commit;
 pub mod create;
-mod duplicates;
+pub mod duplicates;
 pub mod export;
 pub mod import;
 mod layout;
 mod lease;
-mod lists;
+pub mod lists;
 mod packer;
 pub mod repository;
 pub mod settings;
