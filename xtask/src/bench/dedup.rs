@@ -148,7 +148,7 @@ fn chart(
         log_x: true,
         x_tick: chart::binary_bytes,
         y_tick: chart::percent,
-        y_range: 0.95..1.0,
+        y_range: 0.97..1.0,
         series: lines.iter().map(to_series).collect(),
     }
 }

@@ -16,7 +16,7 @@ use crate::{images, workspace};
 pub const NOTE: &str = "Corpus: the eight images of `bench corpus`, one after the other, without holes and \
     zeros, in windows of 16 MiB. Boot sets: the blocks that the reads of one recorded boot \
     (`bench/runs/2026-11-21-replay/boot.trace`) touch in each image, in ascending order; the boot \
-    was that of `minimal`, so in others the same places hold other files. Grown: the corpus upon 2048 packs (64 \
+    was that of `minimal`, so in others the same places hold other files. Grown: the same upon 2048 packs (64 \
     times as many as lists are kept in memory) of blocks that nobody else has, and 64 such packs \
     between any two images, so that no list of an earlier image is still in memory. Simulated with digests: \
     neither compression nor writing of data is done, and each pack is visible from the next window on.";
@@ -53,16 +53,21 @@ pub fn scenarios(session: &mut Session) -> Result<Vec<Scenario>> {
         }
     }
     let (first, between) = if session.size == Size::Full { (2048, 64) } else { (40, 33) };
-    let mut grown = vec![Step::Others { pack_count: first }];
-    for whole in &wholes {
-        grown.push(Step::Import(Arc::clone(whole)));
-        grown.push(Step::Others { pack_count: between });
-    }
+    let grown = |all: &[Arc<Vec<BlockDigest>>]| {
+        let mut steps = vec![Step::Others { pack_count: first }];
+        for one in all {
+            steps.push(Step::Import(Arc::clone(one)));
+            steps.push(Step::Others { pack_count: between });
+        }
+        steps
+    };
+    let (grown_wholes, grown_boots) = (grown(&wholes), grown(&boots));
     let imports = |all: Vec<Arc<Vec<BlockDigest>>>| all.into_iter().map(Step::Import).collect();
     Ok(vec![
         Scenario { name: "corpus", steps: imports(wholes) },
         Scenario { name: "boot sets", steps: imports(boots) },
-        Scenario { name: "grown", steps: grown },
+        Scenario { name: "corpus, grown", steps: grown_wholes },
+        Scenario { name: "boot sets, grown", steps: grown_boots },
     ])
 }
 
