@@ -17,7 +17,7 @@ impl Sampling {
 
     /// One in `count`, which is a power of two up to 128.
     pub fn one_in(count: u8) -> Option<Self> {
-        count.is_power_of_two().then_some(Sampling { mask: count - 1 })
+        count.is_power_of_two().then(|| Sampling { mask: count - 1 })
     }
 
     /// Whether this block is a hook. A hole is none.

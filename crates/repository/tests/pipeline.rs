@@ -1,5 +1,6 @@
 //! What the pipeline of an import promises: all steps at once, and nothing done twice.
 
+#[allow(dead_code, reason = "other tests use more of it")]
 mod support;
 
 use std::path::PathBuf;
