@@ -160,12 +160,13 @@ fn what_lies_in_a_short_pack_behind_a_named_one_is_found() {
     let mut fixture = Fixture::new();
     // A full pack, then one of so few blocks that none of them is a hook.
     let full = noise(4, 64 * CHUNK_LEN);
-    let short = (5..)
+    let short = (100..)
         .map(|seed| noise(seed, 8 * BLOCK_LEN))
         .find(|bytes| bytes.chunks(BLOCK_LEN).all(|block| !model::BlockDigest::of(block).is_hook()))
         .unwrap();
     let bytes = [full, short].concat();
     fixture.import("a", &bytes);
+    assert_eq!(fixture.chunks().len(), 65);
     fixture.reopen();
     assert_eq!(fixture.import("b", &bytes).new_len, 0);
 }
