@@ -14,10 +14,12 @@
 //! | [`boot`] | which machine boots soonest |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`corpus`] | eight images, and what is in them |
+//! | [`dedup`] | duplicates that the bounded index finds, against its memory |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
 //! | [`import`] | eight images, with larder and with others' tools |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`ratio`] | what is there once, by how it is cut |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
@@ -31,6 +33,7 @@ mod boot;
 mod chart;
 mod commit;
 mod corpus;
+mod dedup;
 mod doors;
 mod import;
 mod inputs;
@@ -40,6 +43,7 @@ mod measure;
 mod one_image;
 mod publish;
 mod qemu_nbd;
+mod ratio;
 mod replay;
 mod rows;
 mod stored;
@@ -58,6 +62,8 @@ const BENCHES: &[Bench] = &[
     import::BENCH,
     one_image::BENCH,
     stored::BENCH,
+    dedup::BENCH,
+    ratio::BENCH,
     doors::BENCH,
     replay::BENCH,
     login::BENCH,
