@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use catalog::{Catalog, EntryDigest, Location};
 use format::entry::{Encoding, EntryKind, decode};
-use format::manifest::{decode_manifest, decode_manifest_root};
+use format::manifest::{ManifestRoot, decode_manifest, decode_manifest_root};
 use format::segment_map::{decode_segment_map, map_digest};
 use model::{
     ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result,
@@ -119,16 +119,23 @@ impl RepositoryChunks {
     }
 }
 
+impl RepositoryChunks {
+    /// The root of a manifest: which leaves it has.
+    pub(crate) fn manifest_root(&self, layout: LayoutDigest) -> Result<ManifestRoot> {
+        let what = "read the manifest";
+        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
+        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
+        Ok(decode_manifest_root(&bytes)?)
+    }
+}
+
 impl ChunkStore for RepositoryChunks {
     fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
         self.catalog.layout_of(content)
     }
 
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
-        let what = "read the manifest";
-        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
-        let root = decode_manifest_root(&bytes)?;
+        let root = self.manifest_root(layout)?;
         let leaves = root
             .leaves
             .iter()

@@ -12,6 +12,7 @@
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
+//! | `walk` | what roots refer to, each distinct part once |
 //! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
 //!
 //! **Invariants**
@@ -32,6 +33,7 @@ mod packer;
 pub mod repository;
 pub mod settings;
 pub mod statistics;
+mod walk;
 mod windows;
 
 pub use chunks::RepositoryChunks;
