@@ -12,6 +12,7 @@
 //! | `packs`, `leases` | places of chunks, hooks; what protects them until they are referred to |
 //! | `roots` | what keeps layouts in the repository: versions and holds |
 //! | `collect` | all entries; marks upon packs; removal |
+//! | `names` | all names at once, out and in |
 //! | `statistics` | how much there is |
 //! | `batch` | many rows in one parameter |
 //! | `near` | names that come near to one that was not found |
@@ -29,6 +30,7 @@ mod connections;
 mod failure;
 mod images;
 mod leases;
+mod names;
 mod near;
 mod packs;
 mod publish;
@@ -47,7 +49,10 @@ use std::time::Duration;
 use env::Clock;
 use model::digest::Hook;
 use model::name::LabelKey;
-use model::{ContentDigest, ImageName, LayoutDigest, Realm, Reference, Result, TagName, VersionId};
+use model::{
+    ContentDigest, Error, ImageName, Kind, LayoutDigest, Names, Realm, Reference, Result, TagName,
+    VersionId,
+};
 
 use crate::catalog::Catalog;
 use crate::records::{
@@ -81,6 +86,37 @@ impl SqliteCatalog {
         let connections = Connections::new(path)?;
         schema::prepare(&connections)?;
         Ok(SqliteCatalog { connections, clock })
+    }
+
+    /// Opens the catalog in a file that must be one already.
+    ///
+    /// # Errors
+    /// As [`SqliteCatalog::open`]; `Corrupt` where the file is absent or empty.
+    pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<SqliteCatalog> {
+        let connections = Connections::new(path)?;
+        schema::require(&connections)?;
+        Ok(SqliteCatalog { connections, clock })
+    }
+
+    /// Has SQLite look at every page: `Corrupt` where one is not sound. What rows say is not looked
+    /// at.
+    ///
+    /// Cost: one pass over the file.
+    pub fn check_pages(&self) -> Result<()> {
+        let operation = "check the catalog";
+        let found: Vec<String> = self.connections.read(operation, async |c| {
+            let check = sqlx::query_scalar("PRAGMA quick_check(1)");
+            Ok(check.fetch_all(c).await?)
+        })?;
+        match found.iter().find(|line| *line != "ok") {
+            None => Ok(()),
+            Some(first) => {
+                let file = self.connections.file().display().to_string();
+                Err(Error::new(Kind::Corrupt, operation, file)
+                    .because(first.clone())
+                    .hint("`larder scrub --rebuild` makes it anew from the packs"))
+            }
+        }
     }
 }
 
@@ -284,6 +320,15 @@ impl Catalog for SqliteCatalog {
     fn remove_condemned(&self, lease: LeaseId, packs: &[Doomed]) -> Result<Vec<String>> {
         let now = self.clock.now();
         self.connections.write("collect", async |c| collect::remove(c, lease, now, packs).await)
+    }
+
+    fn names(&self) -> Result<Names> {
+        let now = self.clock.now();
+        self.connections.read("read the names", async |c| names::all(c, now).await)
+    }
+
+    fn restore_names(&self, names: &Names) -> Result<()> {
+        self.connections.write("restore the names", async |c| names::restore(c, names).await)
     }
 
     fn compact(&self) -> Result<()> {

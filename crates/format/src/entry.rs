@@ -19,6 +19,9 @@ pub const PLAIN_LEN_MAX: usize = 4 << 20;
 /// The most plain bytes of a chunk: 1 MiB.
 pub const CHUNK_LEN_MAX: usize = model::map::CHUNK_BLOCKS_MAX as usize * model::BLOCK_LEN;
 
+/// The most plain bytes of a record: 128 KiB.
+pub const RECORD_LEN_MAX: usize = 128 << 10;
+
 const WHAT: &str = "pack entry";
 
 /// What an entry holds.
@@ -33,6 +36,8 @@ pub enum EntryKind {
     ManifestLeaf = 3,
     /// The root of a manifest, named by its layout digest.
     Manifest = 4,
+    /// What a publication tells of itself, named by the BLAKE3 of its bytes.
+    Record = 5,
 }
 
 impl EntryKind {
@@ -41,6 +46,7 @@ impl EntryKind {
         match self {
             EntryKind::Chunk => CHUNK_LEN_MAX,
             EntryKind::SegmentMap | EntryKind::ManifestLeaf | EntryKind::Manifest => PLAIN_LEN_MAX,
+            EntryKind::Record => RECORD_LEN_MAX,
         }
     }
 }
@@ -54,6 +60,7 @@ impl TryFrom<u8> for EntryKind {
             2 => Ok(EntryKind::SegmentMap),
             3 => Ok(EntryKind::ManifestLeaf),
             4 => Ok(EntryKind::Manifest),
+            5 => Ok(EntryKind::Record),
             _ => Err(unsound("kind", code.into())),
         }
     }
