@@ -21,7 +21,7 @@ use store::ChunkStore;
 
 use catalog::{Condition, Publication, VersionFacts, VersionRecord};
 
-use crate::layout::{Layout, Plan};
+use crate::layout::{LaidOut, Layout, Plan};
 use crate::lease::Lease;
 use crate::repository::Repository;
 use crate::windows::{self, CommitWindows};
@@ -118,27 +118,29 @@ impl Repository {
             request.progress.advance(window.len as u64);
             Ok(())
         })?;
-        let laid_out = layout.finish(changes.length())?;
         let replaced = rebuild.replaced_data_len()?;
-        let data_len = (parent.facts.data_len + laid_out.data_block_count * BLOCK_LEN as u64)
-            .saturating_sub(replaced);
+        let facts = |laid_out: &LaidOut| VersionFacts {
+            kind: manifest.kind(),
+            length: changes.length(),
+            data_len: (parent.facts.data_len + laid_out.data_block_count * BLOCK_LEN as u64)
+                .saturating_sub(replaced),
+            content: laid_out.content,
+            layout: laid_out.layout,
+            parent: Some(request.parent.clone()),
+            origin: request.origin.clone(),
+        };
+        let (laid_out, record) = layout.finish_with_record(changes.length(), |laid_out| {
+            self.record_of(&request.image, &facts(laid_out)).map(Some)
+        })?;
         let version = self.publish(
             lease,
             &Publication {
                 image: request.image.clone(),
-                facts: VersionFacts {
-                    kind: manifest.kind(),
-                    length: changes.length(),
-                    data_len,
-                    content: laid_out.content,
-                    layout: laid_out.layout,
-                    parent: Some(request.parent.clone()),
-                    origin: request.origin.clone(),
-                },
+                facts: facts(&laid_out),
                 based_on: Some((request.parent.clone(), parent.facts.layout)),
                 condition: Condition::Any,
                 tag: request.tag.clone(),
-                record: None,
+                record,
             },
         )?;
         let grown = self.catalog.statistics()?.catalog_len.saturating_sub(catalog_len);

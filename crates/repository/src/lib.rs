@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
+//! | [`names`] | the names once more, beside the packs |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | `walk` | what roots refer to, each distinct part once |
@@ -29,6 +30,7 @@ pub mod import;
 mod layout;
 mod lease;
 mod lists;
+pub mod names;
 mod packer;
 pub mod repository;
 pub mod settings;
