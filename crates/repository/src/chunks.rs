@@ -127,6 +127,14 @@ impl RepositoryChunks {
         Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
         Ok(decode_manifest_root(&bytes)?)
     }
+
+    /// The bytes of a manifest's leaf, verified.
+    pub(crate) fn leaf(&self, digest: EntryDigest) -> Result<Vec<u8>> {
+        let what = "read the manifest leaf";
+        let bytes = self.entry(what, EntryKind::ManifestLeaf, digest)?;
+        Self::check(what, *blake3::hash(&bytes).as_bytes(), digest)?;
+        Ok(bytes)
+    }
 }
 
 impl ChunkStore for RepositoryChunks {

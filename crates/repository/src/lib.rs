@@ -12,6 +12,7 @@
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
 //! | [`names`] | the names once more, beside the packs |
 //! | [`statistics`] | how much there is |
+//! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | `walk` | what roots refer to, each distinct part once |
 //! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
@@ -33,6 +34,7 @@ mod lists;
 pub mod names;
 mod packer;
 pub mod repository;
+pub mod scrub;
 pub mod settings;
 pub mod statistics;
 mod walk;
