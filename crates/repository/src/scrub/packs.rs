@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use catalog::{EntryDigest, EntryRecord, Location, PackId, PackRecord};
+use catalog::{EntryDigest, Location, PackId, PackRecord};
 use format::EntryKind;
 use format::pack::{PackEntry, PackIndex, check_header};
 use model::{Kind, Result};
@@ -12,6 +12,7 @@ use store::PackName;
 use super::Scrub;
 use super::finding::{Fault, Finding};
 use super::verify::verify;
+use crate::packer::row_of;
 use crate::repository::Repository;
 
 /// Stored bytes that are read, and verified on all cores, at once.
@@ -30,18 +31,6 @@ pub struct Packs {
     pub unindexed: HashMap<PackId, String>,
     /// Packs that are wrong in another way, and how: their entries can be read.
     pub unlisted: HashMap<PackId, (Fault, String)>,
-}
-
-/// Plain data of a row, as a table tells it.
-pub fn row_of(entry: &PackEntry) -> EntryRecord {
-    EntryRecord {
-        digest: entry.digest,
-        offset: entry.offset,
-        stored_len: entry.stored_len,
-        plain_len: entry.plain_len,
-        encoding: entry.encoding as u8,
-        kind: entry.kind as u8,
-    }
 }
 
 /// Where entries lie, one by one where rows among them cannot be read: those come back as errors.
