@@ -173,6 +173,10 @@ pub trait Catalog: Send + Sync {
     /// now on. The pack is nobody's.
     fn move_entries(&self, lease: LeaseId, pack: &NewPack) -> Result<PackId>;
 
+    /// Forgets entries that cannot be read and that nothing refers to, so that writers bring them
+    /// again. Their packs stay.
+    fn forget_entries(&self, lease: LeaseId, realm: &Realm, digests: &[EntryDigest]) -> Result<()>;
+
     /// All names, as of one instant; images and holds by name. Holds that have expired are left out.
     fn names(&self) -> Result<Names>;
 

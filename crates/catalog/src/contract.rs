@@ -52,6 +52,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("entries keep their first place", entries_keep_their_first_place),
     ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
     ("nothing crosses realms", nothing_crosses_realms),
+    ("entries are forgotten", entries_are_forgotten),
     ("names go out and come in", names_go_out_and_come_in),
     ("packs are found by number", packs_are_found_by_number),
     ("statistics add up", statistics_add_up),
@@ -647,7 +648,25 @@ pub fn nothing_crosses_realms(catalog: &dyn Catalog) {
 }
 
 /// Packs are listed by number with what is known of them.
-pub fn names_go_out_and_come_in(catalog: &dyn Catalog) {
+pub fn entries_are_forgotten(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let one = pack(1);
+    catalog.add_pack(lease, &one).unwrap();
+    let realm = Realm::default_realm();
+    catalog.forget_entries(lease, &realm, &digests(&one)[..2]).unwrap();
+    let places = catalog.locate(&realm, &digests(&one)).unwrap();
+    assert_eq!(places.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(catalog.packs().unwrap().len(), 1, "the pack stays");
+    let again = NewPack { name: pack(2).name, ..one.clone() };
+    let again_id = catalog.add_pack(lease, &again).unwrap();
+    let places = catalog.locate(&realm, &digests(&one)).unwrap();
+    let packs: Vec<_> = places.into_iter().map(|place| place.unwrap().pack == again_id).collect();
+    assert_eq!(packs, [true, true, false], "a writer brings them again");
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(kind(catalog.forget_entries(lease, &realm, &[])), Kind::Stale);
+}
+
+fn names_go_out_and_come_in(catalog: &dyn Catalog) {
     assert_eq!(catalog.names().unwrap(), model::Names::default());
     let version = publish(catalog, "debian");
     publish(catalog, "debian");

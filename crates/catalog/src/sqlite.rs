@@ -322,6 +322,12 @@ impl Catalog for SqliteCatalog {
         self.connections.write("collect", async |c| collect::remove(c, lease, now, packs).await)
     }
 
+    fn forget_entries(&self, lease: LeaseId, realm: &Realm, digests: &[EntryDigest]) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("forget entries", async |c| packs::forget(c, lease, now, realm, digests).await)
+    }
+
     fn names(&self) -> Result<Names> {
         let now = self.clock.now();
         self.connections.read("read the names", async |c| names::all(c, now).await)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use catalog::{Catalog, EntryDigest, LeaseId, PackId};
 use chunking::{BlockList, ChunkRef, OpenChunk, SealedChunk};
 use model::digest::Hook;
-use model::{BlockDigest, Realm, Result};
+use model::{BlockDigest, Kind, Realm, Result};
 
 use crate::lists::{LISTS_MAX, PackList, PackLists};
 
@@ -77,7 +77,13 @@ impl Duplicates {
             false => self.catalog.packs_with_hooks(&self.realm, &hooks, PACKS_PER_HOOK_MAX)?,
         };
         for id in named.into_iter().take(LISTS_MAX) {
-            self.lists.get(id)?;
+            match self.lists.get(id) {
+                // What it holds is stored anew: that is better than no import at all.
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                    tracing::warn!(error = error.chain(), "cannot read the list of a pack");
+                }
+                other => drop(other?),
+            }
         }
         self.candidates = self.lists.all_cached();
         for (id, list) in &mut self.candidates {

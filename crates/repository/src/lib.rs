@@ -45,5 +45,7 @@ pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};
 pub use repository::Repository;
+pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
+pub use scrub::{ScrubRequest, Scrubbed};
 pub use settings::Settings;
 pub use statistics::Statistics;

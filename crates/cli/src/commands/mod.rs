@@ -15,6 +15,7 @@ mod man;
 mod mirrors;
 mod remove;
 mod run;
+mod scrub;
 mod settings;
 mod show;
 mod stats;
@@ -43,6 +44,7 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Scrub(scrub::Scrub),
     Stats(stats::Stats),
     Settings(settings::Settings),
     Completions(completions::Completions),
@@ -67,6 +69,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),
         Command::Completions(command) => command.run(),

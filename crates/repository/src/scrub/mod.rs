@@ -13,6 +13,7 @@
 //! | `verify` | whether bytes are what a digest names |
 //! | `packs`, `rows`, `roots` | the three passes |
 //! | [`repair`] | what is broken is restored from copies |
+//! | `copies`, `donors`, `restored`, `relay` | where copies are looked for, where they go; layouts made anew |
 //! | [`rebuild`] | a catalog that is lost is made anew from packs |
 //!
 //! **Invariants**: scrub alone changes nothing. Repair and rebuild remove nothing: what was damaged
@@ -21,11 +22,15 @@
 //! **Failure**: what others add, move or remove meanwhile is never a finding: a lease keeps collect
 //! from removing what is read, and what seems lost is looked up once more.
 
+mod copies;
+mod donors;
 pub mod finding;
 mod packs;
 mod rate;
 pub mod rebuild;
+mod relay;
 pub mod repair;
+mod restored;
 mod roots;
 mod rows;
 mod verify;
@@ -104,12 +109,7 @@ impl Repository {
     fn look(&self, request: &ScrubRequest) -> Result<Looked> {
         // Dropped at the end: until then collect leaves what is read here alone.
         let _lease = self.begin_lease()?;
-        let mut scrub = Scrub {
-            repository: self,
-            request,
-            rate: Rate::new(request.rate_bytes_per_second, self.clock.clone()),
-            looked: Looked::default(),
-        };
+        let mut scrub = Scrub::new(self, request);
         let packs = scrub.packs()?;
         scrub.rows(&packs)?;
         scrub.roots()?;
@@ -143,6 +143,13 @@ struct Scrub<'a> {
     request: &'a ScrubRequest<'a>,
     rate: Rate,
     looked: Looked,
+}
+
+impl<'a> Scrub<'a> {
+    fn new(repository: &'a Repository, request: &'a ScrubRequest<'a>) -> Self {
+        let rate = Rate::new(request.rate_bytes_per_second, repository.clock.clone());
+        Scrub { repository, request, rate, looked: Looked::default() }
+    }
 }
 
 impl Scrub<'_> {
