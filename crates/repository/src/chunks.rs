@@ -18,6 +18,8 @@ use model::{
 use quick_cache::sync::Cache;
 use store::{Chunk, ChunkStore, PackName, PackStore};
 
+use crate::touched;
+
 /// How many places are kept in memory: at most some 30 MB, enough for 32 GiB of chunks.
 pub const LOCATIONS_MAX: usize = 1 << 17;
 
@@ -28,6 +30,8 @@ pub struct RepositoryChunks {
     realm: Realm,
     places: Cache<EntryDigest, Arc<Location>>,
     read_len: AtomicU64,
+    /// Whether an error about what is damaged says which versions it touches.
+    names_versions: bool,
 }
 
 impl RepositoryChunks {
@@ -39,7 +43,14 @@ impl RepositoryChunks {
             realm,
             places: Cache::new(LOCATIONS_MAX),
             read_len: AtomicU64::new(0),
+            names_versions: true,
         }
+    }
+
+    /// The same, but errors do not say which versions they touch: for whoever asks that himself.
+    #[must_use]
+    pub(crate) fn without_versions(self) -> Self {
+        RepositoryChunks { names_versions: false, ..self }
     }
 
     /// Stored bytes that were read from packs so far.
@@ -57,7 +68,7 @@ impl RepositoryChunks {
                 self.places.remove(&digest);
                 let again = self.look_up(what, digest)?;
                 match again == place {
-                    true => Err(error),
+                    true => Err(self.with_versions(digest, error)),
                     false => self.read_at(what, kind, &again),
                 }
             }
@@ -99,12 +110,34 @@ impl RepositoryChunks {
         }
     }
 
-    fn check(what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {
+    fn check(&self, what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {
         match found == wanted {
             true => Ok(()),
-            false => Err(Error::new(Kind::Corrupt, what, hex(&wanted))
-                .because("its bytes have another digest")
-                .hint("`larder scrub` names what is damaged")),
+            false => {
+                let error = Error::new(Kind::Corrupt, what, hex(&wanted))
+                    .because("its bytes have another digest");
+                Err(self.with_versions(wanted, error))
+            }
+        }
+    }
+
+    /// An error about an entry, with the versions that refer to it, as far as they are found quickly.
+    fn with_versions(&self, digest: EntryDigest, error: Error) -> Error {
+        match self.names_versions {
+            true => touched::with_versions(&*self.catalog, self, digest, error),
+            false => error,
+        }
+    }
+
+    /// Reads an entry and checks its digest, without asking whom damage touches: for whoever asks
+    /// that himself.
+    pub(crate) fn entry_alone(&self, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+        let what = "read";
+        let place = self.look_up(what, digest)?;
+        let bytes = self.read_at(what, kind, &place)?;
+        match *blake3::hash(&bytes).as_bytes() == digest {
+            true => Ok(bytes),
+            false => Err(Error::new(Kind::Corrupt, what, hex(&digest))),
         }
     }
 
@@ -124,7 +157,7 @@ impl RepositoryChunks {
     pub(crate) fn manifest_root(&self, layout: LayoutDigest) -> Result<ManifestRoot> {
         let what = "read the manifest";
         let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
+        self.check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
         Ok(decode_manifest_root(&bytes)?)
     }
 
@@ -132,7 +165,7 @@ impl RepositoryChunks {
     pub(crate) fn leaf(&self, digest: EntryDigest) -> Result<Vec<u8>> {
         let what = "read the manifest leaf";
         let bytes = self.entry(what, EntryKind::ManifestLeaf, digest)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), digest)?;
+        self.check(what, *blake3::hash(&bytes).as_bytes(), digest)?;
         Ok(bytes)
     }
 }
@@ -144,18 +177,15 @@ impl ChunkStore for RepositoryChunks {
 
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         let root = self.manifest_root(layout)?;
-        let leaves = root
-            .leaves
-            .iter()
-            .map(|(_, digest)| self.entry("read the manifest", EntryKind::ManifestLeaf, *digest))
-            .collect::<Result<Vec<_>>>()?;
+        let leaves =
+            root.leaves.iter().map(|(_, digest)| self.leaf(*digest)).collect::<Result<Vec<_>>>()?;
         Ok(Arc::new(decode_manifest(&root, &leaves)?))
     }
 
     fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>> {
         let what = "read the segment map";
         let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
-        Self::check(what, map_digest(&bytes).0, map.0)?;
+        self.check(what, map_digest(&bytes).0, map.0)?;
         let map = Arc::new(decode_segment_map(&bytes)?);
         self.look_up_chunks_of(&map)?;
         Ok(map)
@@ -163,7 +193,7 @@ impl ChunkStore for RepositoryChunks {
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
         let plain = self.entry("read the chunk", EntryKind::Chunk, chunk.0)?;
-        Chunk::verify(chunk, plain)
+        Chunk::verify(chunk, plain).map_err(|error| self.with_versions(chunk.0, error))
     }
 }
 

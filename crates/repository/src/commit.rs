@@ -99,7 +99,7 @@ impl Repository {
         lease: Lease,
     ) -> Result<Committed> {
         let bypassed = self.bypassed(parent, request);
-        let manifest = self.chunks().manifest(parent.facts.layout)?;
+        let manifest = self.manifest_of(parent)?;
         let catalog_len = self.catalog.statistics()?.catalog_len;
         let rebuild = Rebuild::new(self, &manifest, changes);
         let mut layout = Layout::new(

@@ -3,6 +3,9 @@
 //! Chunks are read and unpacked on all cores, a window of the disk at a time, while the window
 //! before it is written.
 
+use std::sync::Arc;
+
+use catalog::VersionRecord;
 use crossbeam_channel::{Sender, bounded};
 use model::progress::{Cancel, Progress};
 use model::source::DiskSink;
@@ -47,7 +50,7 @@ impl Repository {
         let record = self.catalog.version(&version.clone().into())?;
         progress.expect(Some(record.facts.data_len));
         let chunks = self.chunks();
-        let manifest = chunks.manifest(record.facts.layout)?;
+        let manifest = self.manifest_of(&record)?;
         let mut sink = sink;
         let mut data_len = 0;
         let (send, receive) = bounded(2);
@@ -70,6 +73,22 @@ impl Repository {
         })?;
         sink.finish(manifest.length())?;
         Ok(Exported { length: manifest.length(), data_len })
+    }
+}
+
+impl Repository {
+    /// The manifest of a version, which holds what the catalog says.
+    ///
+    /// # Errors
+    /// `Corrupt` where it holds something else: a row of the catalog is damaged.
+    pub(crate) fn manifest_of(&self, record: &VersionRecord) -> Result<Arc<Manifest>> {
+        let manifest = self.chunks().manifest(record.facts.layout)?;
+        match manifest.content() == record.facts.content {
+            true => Ok(manifest),
+            false => Err(Error::new(Kind::Corrupt, "read", record.id.to_string())
+                .because("its manifest is of another content than the catalog says")
+                .hint("`larder scrub` looks for what is damaged")),
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`statistics`] | how much there is |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
+//! | `touched` | which versions damage touches, for the error of a read |
 //! | `walk` | what roots refer to, each distinct part once |
 //! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
 //!
@@ -37,6 +38,7 @@ pub mod repository;
 pub mod scrub;
 pub mod settings;
 pub mod statistics;
+mod touched;
 mod walk;
 mod windows;
 

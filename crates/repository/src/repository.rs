@@ -172,6 +172,12 @@ impl Repository {
         &*self.catalog
     }
 
+    /// Its bytes, verified; errors do not say which versions they touch.
+    pub(crate) fn plain_chunks(&self) -> RepositoryChunks {
+        RepositoryChunks::new(self.catalog.clone(), self.packs.clone(), self.realm.clone())
+            .without_versions()
+    }
+
     /// Its bytes, verified.
     pub fn chunks(&self) -> Arc<RepositoryChunks> {
         self.chunks.clone()

@@ -37,6 +37,11 @@ impl Seen {
         Seen { digests: HashSet::new(), max }
     }
 
+    /// Forgets a digest: it is new once more.
+    pub fn forget(&mut self, digest: &EntryDigest) {
+        self.digests.remove(digest);
+    }
+
     /// True where the digest was not met before, or there was no room to remember it.
     pub fn is_new(&mut self, digest: &EntryDigest) -> bool {
         match self.digests.len() < self.max {

@@ -39,6 +39,7 @@ impl Remove {
                 vec![found.id]
             }
         };
+        repository.export_names_if_old();
         let names: Vec<String> = removed.iter().map(ToString::to_string).collect();
         match context.format {
             Format::Json => print_json(&json!({ "removed": names })),

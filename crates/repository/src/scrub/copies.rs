@@ -10,6 +10,7 @@ use model::{BLOCK_LEN, BlockDigest, ContentDigest, LayoutDigest, Result};
 use store::{ChunkStore, PackName};
 
 use super::verify::{Verified, verify};
+use crate::chunks::RepositoryChunks;
 use crate::packer::row_of;
 use crate::repository::Repository;
 
@@ -120,14 +121,14 @@ impl Copies {
     /// The layouts of a content whose manifests can be read.
     pub fn layouts_of(
         &mut self,
-        repository: &Repository,
+        chunks: &RepositoryChunks,
         content: ContentDigest,
     ) -> Vec<LayoutDigest> {
         let Copies { manifests, by_content, .. } = self;
         let by_content = by_content.get_or_insert_with(|| {
             let mut by_content: HashMap<_, Vec<_>> = HashMap::new();
             for layout in manifests {
-                if let Ok(manifest) = repository.chunks().manifest(*layout) {
+                if let Ok(manifest) = chunks.manifest(*layout) {
                     by_content.entry(manifest.content()).or_default().push(*layout);
                 }
             }

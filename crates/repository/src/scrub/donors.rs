@@ -12,6 +12,7 @@ use model::{
 };
 use store::ChunkStore;
 
+use crate::chunks::RepositoryChunks;
 use crate::repository::Repository;
 use crate::walk::for_each_root;
 
@@ -70,7 +71,7 @@ impl SegmentBytes {
 
 /// Those who may know what is wanted.
 pub struct Donors<'a> {
-    repositories: Vec<&'a Repository>,
+    repositories: Vec<(&'a Repository, RepositoryChunks)>,
     maps: HashMap<SegmentDigest, Vec<(usize, MapDigest)>>,
     manifests: HashMap<ContentDigest, Manifest>,
 }
@@ -83,17 +84,20 @@ impl<'a> Donors<'a> {
         segments: &HashSet<SegmentDigest>,
         contents: &HashSet<ContentDigest>,
     ) -> Result<Donors<'a>> {
+        let repositories =
+            repositories.into_iter().map(|known| (known, known.plain_chunks())).collect();
         let mut donors = Donors { repositories, maps: HashMap::new(), manifests: HashMap::new() };
         // First those whose manifest is wanted whole: their segments are wanted, too.
         let mut wanted = segments.clone();
         for pass in 0..2 {
-            for (number, repository) in donors.repositories.clone().into_iter().enumerate() {
-                for_each_root(&*repository.catalog, Revision::default(), |root| {
+            for number in 0..donors.repositories.len() {
+                let catalog = donors.repositories[number].0.catalog.clone();
+                for_each_root(&*catalog, Revision::default(), |root| {
                     let is_wanted = contents.contains(&root.content);
                     if pass == 0 && (!is_wanted || donors.manifests.contains_key(&root.content)) {
                         return Ok(());
                     }
-                    let Ok(manifest) = repository.chunks().manifest(root.layout) else {
+                    let Ok(manifest) = donors.repositories[number].1.manifest(root.layout) else {
                         return Ok(());
                     };
                     if pass == 0 && manifest.content() == root.content {
@@ -132,9 +136,9 @@ impl<'a> Donors<'a> {
     ) -> Option<SegmentBytes> {
         let count = blocks_in_segment(length, segment);
         self.maps.get(&digest)?.iter().find_map(|(number, map)| {
-            let chunks = self.repositories[*number].chunks();
+            let chunks = &self.repositories[*number].1;
             let map = chunks.segment_map(*map).ok()?;
-            SegmentBytes::read(&*chunks, &map, count, digest, |_, _| None)
+            SegmentBytes::read(chunks, &map, count, digest, |_, _| None)
         })
     }
 

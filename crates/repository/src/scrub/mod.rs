@@ -38,10 +38,10 @@ mod verify;
 use std::collections::{HashMap, HashSet};
 
 use catalog::{EntryDigest, PackId};
-use format::EntryKind;
 use model::Result;
 use model::progress::{Cancel, Progress};
 
+use crate::chunks::RepositoryChunks;
 use crate::repository::Repository;
 use finding::{FINDINGS_MAX, Fault, Finding};
 use rate::Rate;
@@ -132,7 +132,6 @@ struct Looked {
 /// An entry that cannot be read.
 #[derive(Clone, Copy, Debug)]
 struct Broken {
-    kind: Option<EntryKind>,
     /// Its place in the list of findings; `None` where that was full.
     finding: Option<usize>,
 }
@@ -142,13 +141,15 @@ struct Scrub<'a> {
     repository: &'a Repository,
     request: &'a ScrubRequest<'a>,
     rate: Rate,
+    chunks: RepositoryChunks,
     looked: Looked,
 }
 
 impl<'a> Scrub<'a> {
     fn new(repository: &'a Repository, request: &'a ScrubRequest<'a>) -> Self {
         let rate = Rate::new(request.rate_bytes_per_second, repository.clock.clone());
-        Scrub { repository, request, rate, looked: Looked::default() }
+        let chunks = repository.plain_chunks();
+        Scrub { repository, request, rate, chunks, looked: Looked::default() }
     }
 }
 
@@ -174,9 +175,8 @@ impl Scrub<'_> {
     /// Notes that an entry cannot be read, once.
     fn found_broken(&mut self, digest: EntryDigest, finding: Finding) {
         if !self.looked.broken.contains_key(&digest) {
-            let kind = finding.kind;
             let finding = self.found(finding);
-            self.looked.broken.insert(digest, Broken { kind, finding });
+            self.looked.broken.insert(digest, Broken { finding });
         }
     }
 }

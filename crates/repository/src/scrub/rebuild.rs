@@ -162,7 +162,7 @@ impl Rebuild<'_> {
         let lease = catalog.begin_lease(LEASE)?;
         let told = self.add_packs(&*catalog, &*packs, lease, &mut rebuilt)?;
         let realm = Realm::default_realm();
-        let chunks = RepositoryChunks::new(catalog.clone(), packs, realm);
+        let chunks = RepositoryChunks::new(catalog.clone(), packs, realm).without_versions();
         let names = self.names(&chunks, told, &mut rebuilt)?;
         catalog.restore_names(&names)?;
         catalog.abandon_lease(lease)?;

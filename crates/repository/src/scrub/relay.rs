@@ -5,6 +5,7 @@
 //! version's content is made of.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use chunking::{ChunkRef, OpenChunk, SegmentDraft};
 use format::EntryKind;
@@ -22,6 +23,7 @@ use super::donors::{Donors, SegmentBytes};
 use super::repair::Repair;
 use super::roots::TouchedLayout;
 use super::verify::Verified;
+use crate::chunks::RepositoryChunks;
 
 impl Repair<'_> {
     /// Restores chunks, and lays layouts out anew, with the help of whoever has equal segments.
@@ -63,8 +65,8 @@ impl Repair<'_> {
         Ok(())
     }
 
-    fn chunks(&self) -> std::sync::Arc<crate::RepositoryChunks> {
-        self.repository.chunks()
+    fn chunks(&self) -> Arc<RepositoryChunks> {
+        self.chunks.clone()
     }
 
     /// The manifest of a content: by its layout, or by another layout of it.
@@ -72,7 +74,7 @@ impl Repair<'_> {
         let chunks = self.chunks();
         let own = chunks.manifest(layout).ok().filter(|manifest| manifest.content() == content);
         own.map(|manifest| (*manifest).clone()).or_else(|| {
-            let others = self.copies.layouts_of(self.repository, content);
+            let others = self.copies.layouts_of(&chunks, content);
             others.iter().find_map(|other| Some((*chunks.manifest(*other).ok()?).clone()))
         })
     }

@@ -12,6 +12,7 @@
 //! **Failure**: a repair that ends early has restored a part; the next one goes on.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use catalog::EntryDigest;
 use format::EntryKind;
@@ -23,6 +24,7 @@ use super::restored::Restored;
 use super::rows::for_each_row;
 use super::verify::{Verified, verify, verify_plain};
 use super::{Looked, Scrub, ScrubRequest, Scrubbed};
+use crate::chunks::RepositoryChunks;
 use crate::repository::Repository;
 
 /// How many bytes of chunks that are known in part are kept in memory.
@@ -30,8 +32,8 @@ const PARTS_LEN_MAX: usize = 64 << 20;
 
 /// What is known of a chunk that cannot be restored whole yet: its blocks, verified.
 #[derive(Clone, Debug, Default)]
-pub struct Part {
-    pub blocks: Vec<Option<Vec<u8>>>,
+pub(super) struct Part {
+    pub(super) blocks: Vec<Option<Vec<u8>>>,
 }
 
 impl Part {
@@ -52,14 +54,15 @@ impl Part {
 }
 
 /// A repair under way.
-pub struct Repair<'a> {
-    pub repository: &'a Repository,
-    pub from: Option<&'a Repository>,
-    pub request: &'a ScrubRequest<'a>,
-    pub lease: catalog::LeaseId,
-    pub restored: Restored<'a>,
-    pub copies: Copies,
-    pub parts: HashMap<EntryDigest, Part>,
+pub(super) struct Repair<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) from: Option<&'a Repository>,
+    pub(super) request: &'a ScrubRequest<'a>,
+    pub(super) lease: catalog::LeaseId,
+    pub(super) restored: Restored<'a>,
+    pub(super) copies: Copies,
+    pub(super) chunks: Arc<RepositoryChunks>,
+    pub(super) parts: HashMap<EntryDigest, Part>,
     looked: Looked,
     /// Where each entry was restored from.
     sources: HashMap<EntryDigest, String>,
@@ -90,6 +93,7 @@ impl Repository {
             lease: lease.id(),
             restored: Restored::new(self, lease.id()),
             copies: Copies::find(self, &wanted)?,
+            chunks: Arc::new(self.plain_chunks()),
             parts: HashMap::new(),
             looked,
             sources: HashMap::new(),

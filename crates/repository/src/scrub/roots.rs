@@ -54,7 +54,7 @@ impl Scrub<'_> {
         if let Some(record) = root.record {
             self.is_there(record, EntryKind::Record, root)?;
         }
-        let manifest = match self.repository.chunks().manifest_root(root.layout) {
+        let manifest = match self.chunks.manifest_root(root.layout) {
             Ok(manifest) => manifest,
             Err(error) => {
                 // Laid out anew meanwhile: the walk comes by again, at its new revision.
@@ -89,7 +89,7 @@ impl Scrub<'_> {
 
     /// One leaf, as a manifest of its own.
     fn leaf(&self, root: &ManifestRoot, number: u32, digest: EntryDigest) -> Result<Manifest> {
-        let bytes = self.repository.chunks().leaf(digest)?;
+        let bytes = self.chunks.leaf(digest)?;
         let alone = ManifestRoot { leaves: vec![(number, digest)], ..root.clone() };
         Ok(decode_manifest(&alone, &[bytes])?)
     }
@@ -105,10 +105,10 @@ impl Scrub<'_> {
         let deep_key = *blake3::hash(&[entry.map.0, entry.content.0].concat()).as_bytes();
         let is_deep = self.request.deep && walk.deep.is_new(&deep_key);
         if walk.seen.is_new(&entry.map.0) || is_deep {
-            let map = self.repository.chunks().segment_map(entry.map);
+            let map = self.chunks.segment_map(entry.map);
             let broken = match &map {
                 Ok(map) => self.chunks_of(entry.map, map)?,
-                Err(error) if self.has_moved(root)? => return Ok(drop(error)),
+                Err(_) if self.has_moved(root)? => return Ok(()),
                 Err(error) => {
                     self.broken_entry(entry.map.0, EntryKind::SegmentMap, error)?;
                     vec![(entry.map.0, vec![0..blocks_in_segment(manifest.length, entry.segment)])]
@@ -194,7 +194,7 @@ impl Scrub<'_> {
         walk: &mut Walk,
     ) -> Result<()> {
         let count = blocks_in_segment(manifest.length, entry.segment);
-        match segment_digest(&*self.repository.chunks(), map, count) {
+        match segment_digest(&self.chunks, map, count) {
             Ok(digest) if digest == entry.content => {}
             Ok(_) => drop(walk.unlike.insert((entry.map, entry.content))),
             // What cannot be read was found already.
