@@ -81,6 +81,7 @@ impl RepositoryChunks {
         let place = Arc::new(found.ok_or_else(|| {
             Error::new(Kind::NotFound, what, hex(&digest))
                 .because("the repository does not have it")
+                .hint("`larder scrub` says what is missing and which versions that touches")
         })?);
         self.places.insert(digest, place.clone());
         Ok(place)

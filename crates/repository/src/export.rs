@@ -49,8 +49,25 @@ impl Repository {
         let _lease = self.begin_lease()?;
         let record = self.catalog.version(&version.clone().into())?;
         progress.expect(Some(record.facts.data_len));
+        self.export_record(&record, sink, progress, cancel).map_err(|error| match error.kind() {
+            // What is damaged names its versions itself; what is not there can not.
+            Kind::NotFound => Error::new(Kind::NotFound, "export", version.to_string())
+                .because("a part of it is missing")
+                .caused_by(error),
+            _ => error,
+        })
+    }
+
+    fn export_record(
+        &self,
+        record: &VersionRecord,
+        sink: Box<dyn DiskSink>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Exported> {
+        let version = &record.id;
         let chunks = self.chunks();
-        let manifest = self.manifest_of(&record)?;
+        let manifest = self.manifest_of(record)?;
         let mut sink = sink;
         let mut data_len = 0;
         let (send, receive) = bounded(2);

@@ -25,7 +25,7 @@ pub fn check(name: &str, text: &str) {
     assert_eq!(lens.0, lens.1, "{name}: one has more lines");
 }
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "import",
     "export",
     "create",
@@ -40,6 +40,7 @@ const COMMANDS: [&str; 18] = [
     "mirrors",
     "commit",
     "run",
+    "scrub",
     "stats",
     "settings",
     "completions",

@@ -64,18 +64,29 @@ impl Copies {
     /// Looks for entries. Cost: the index of every pack.
     pub fn find(repository: &Repository, wanted: &HashSet<EntryDigest>) -> Result<Copies> {
         let mut copies = Copies::default();
+        copies.find_more(repository, wanted)?;
+        Ok(copies)
+    }
+
+    /// Looks for more entries. Cost: the index of every pack.
+    pub fn find_more(
+        &mut self,
+        repository: &Repository,
+        wanted: &HashSet<EntryDigest>,
+    ) -> Result<()> {
+        self.manifests.clear();
+        self.by_content = None;
         for_each_entry(repository, |name, entry, blocks| {
             if entry.kind == EntryKind::Manifest {
-                copies.manifests.push(LayoutDigest(entry.digest));
+                self.manifests.push(LayoutDigest(entry.digest));
             }
             if wanted.contains(&entry.digest) {
-                copies.of.entry(entry.digest).or_default().push((name.clone(), *entry));
+                self.of.entry(entry.digest).or_default().push((name.clone(), *entry));
                 if entry.kind == EntryKind::Chunk {
-                    copies.lists.insert(entry.digest, blocks.to_vec());
+                    self.lists.insert(entry.digest, blocks.to_vec());
                 }
             }
-        })?;
-        Ok(copies)
+        })
     }
 
     /// The first copy of an entry that is sound, and the pack that it lies in.

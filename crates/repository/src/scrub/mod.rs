@@ -90,6 +90,19 @@ impl Scrubbed {
     pub fn is_sound(&self) -> bool {
         self.corrupt_count + self.missing_count == 0
     }
+
+    /// Notes what was found. Returns its place in the list.
+    fn found(&mut self, finding: Finding) -> Option<usize> {
+        match finding.fault {
+            Fault::Missing => self.missing_count += 1,
+            _ => self.corrupt_count += 1,
+        }
+        if self.findings.len() == FINDINGS_MAX {
+            return None;
+        }
+        self.findings.push(finding);
+        Some(self.findings.len() - 1)
+    }
 }
 
 impl Repository {
@@ -158,18 +171,15 @@ impl Scrub<'_> {
         self.request.cancel.check(SCRUB, "the repository")
     }
 
-    /// Notes what was found. Returns its place in the list.
     fn found(&mut self, finding: Finding) -> Option<usize> {
-        let report = &mut self.looked.report;
-        match finding.fault {
-            Fault::Missing => report.missing_count += 1,
-            _ => report.corrupt_count += 1,
+        self.looked.report.found(finding)
+    }
+
+    /// Takes entries as known to be broken: a walk notes whom they touch.
+    fn expect_broken(&mut self, digests: &[EntryDigest]) {
+        for digest in digests {
+            self.found_broken(*digest, Finding::entry(Fault::Damaged, *digest, "known"));
         }
-        if report.findings.len() == FINDINGS_MAX {
-            return None;
-        }
-        report.findings.push(finding);
-        Some(report.findings.len() - 1)
     }
 
     /// Notes that an entry cannot be read, once.

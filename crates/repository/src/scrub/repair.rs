@@ -19,11 +19,11 @@ use format::EntryKind;
 use model::{BlockDigest, Result};
 
 use super::copies::{BlockReader, Copies, find_blocks};
-use super::finding::Outcome;
+use super::finding::{Fault, Finding, Outcome};
 use super::restored::Restored;
 use super::rows::for_each_row;
 use super::verify::{Verified, verify, verify_plain};
-use super::{Looked, Scrub, ScrubRequest, Scrubbed};
+use super::{Broken, Looked, Scrub, ScrubRequest, Scrubbed};
 use crate::chunks::RepositoryChunks;
 use crate::repository::Repository;
 
@@ -98,10 +98,16 @@ impl Repository {
             looked,
             sources: HashMap::new(),
         };
-        repair.from_copies()?;
-        repair.from_blocks()?;
         repair.move_unlisted()?;
-        repair.restored.flush()?;
+        loop {
+            repair.from_copies()?;
+            repair.from_blocks()?;
+            repair.restored.flush()?;
+            // What can be read again may refer to more that cannot.
+            if !repair.look_again()? {
+                break;
+            }
+        }
         let touched: Vec<_> = repair.looked.touched.iter().copied().collect();
         repair.lay_out_anew(touched)?;
         repair.restored.flush()?;
@@ -121,6 +127,36 @@ impl Repair<'_> {
         self.parts.remove(&entry.digest);
         self.sources.insert(entry.digest, source.into());
         Ok(())
+    }
+
+    /// Walks the roots once more: what is touched still, and what else is broken. True where more was
+    /// found than was known.
+    fn look_again(&mut self) -> Result<bool> {
+        let shallow = ScrubRequest { deep: false, ..*self.request };
+        let mut again = Scrub::new(self.repository, &shallow);
+        let known = self.still_broken();
+        again.expect_broken(&known);
+        again.roots()?;
+        let (digests, findings): (Vec<EntryDigest>, Vec<Finding>) = again
+            .looked
+            .report
+            .findings
+            .into_iter()
+            .filter(|finding| finding.fault != Fault::WrongVersion)
+            .filter_map(|finding| Some((finding.digest?, finding)))
+            .filter(|(digest, _)| !self.looked.broken.contains_key(digest))
+            .unzip();
+        self.looked.touched = again.looked.touched;
+        let wanted: HashSet<EntryDigest> = digests.iter().copied().collect();
+        if wanted.is_empty() {
+            return Ok(false);
+        }
+        self.copies.find_more(self.repository, &wanted)?;
+        for (digest, finding) in digests.into_iter().zip(findings) {
+            let position = self.looked.report.found(finding);
+            self.looked.broken.insert(digest, Broken { finding: position });
+        }
+        Ok(true)
     }
 
     fn still_broken(&self) -> Vec<EntryDigest> {
@@ -210,12 +246,7 @@ impl Repair<'_> {
         let Repair { repository, request, lease, looked, sources, .. } = self;
         let shallow = ScrubRequest { deep: false, ..*request };
         let mut again = Scrub::new(repository, &shallow);
-        again.looked.broken = looked.broken.clone();
-        again.looked.broken.retain(|digest, _| left.contains(digest));
-        for (position, broken) in again.looked.broken.values_mut().enumerate() {
-            broken.finding = Some(position);
-            again.looked.report.findings.push(super::Finding::new(super::Fault::Damaged, ""));
-        }
+        again.expect_broken(&left);
         again.roots()?;
         let is_needed = |digest: &EntryDigest| {
             let position = again.looked.broken.get(digest).and_then(|broken| broken.finding);
@@ -232,7 +263,7 @@ impl Repair<'_> {
             .report
             .findings
             .iter()
-            .filter(|finding| finding.fault == super::Fault::WrongVersion)
+            .filter(|finding| finding.fault == Fault::WrongVersion)
             .flat_map(|finding| finding.touched.iter().map(|touched| touched.version.clone()))
             .collect();
         let mut report = looked.report;
