@@ -177,6 +177,16 @@ pub trait Catalog: Send + Sync {
     /// again. Their packs stay.
     fn forget_entries(&self, lease: LeaseId, realm: &Realm, digests: &[EntryDigest]) -> Result<()>;
 
+    /// Says that another entry tells of a version's publication: the one that did is lost. `Stale`
+    /// where the version has another record than `old`, or is gone.
+    fn replace_record(
+        &self,
+        lease: LeaseId,
+        version: &VersionId,
+        old: EntryDigest,
+        new: EntryDigest,
+    ) -> Result<()>;
+
     /// All names, as of one instant; images and holds by name. Holds that have expired are left out.
     fn names(&self) -> Result<Names>;
 

@@ -53,6 +53,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
     ("nothing crosses realms", nothing_crosses_realms),
     ("entries are forgotten", entries_are_forgotten),
+    ("records are replaced", records_are_replaced),
     ("names go out and come in", names_go_out_and_come_in),
     ("packs are found by number", packs_are_found_by_number),
     ("statistics add up", statistics_add_up),
@@ -664,6 +665,21 @@ pub fn entries_are_forgotten(catalog: &dyn Catalog) {
     assert_eq!(packs, [true, true, false], "a writer brings them again");
     catalog.abandon_lease(lease).unwrap();
     assert_eq!(kind(catalog.forget_entries(lease, &realm, &[])), Kind::Stale);
+}
+
+fn records_are_replaced(catalog: &dyn Catalog) {
+    let [old, new] = [[1; DIGEST_LEN], [2; DIGEST_LEN]];
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let published = Publication { record: Some(old), ..publication("web") };
+    let version = catalog.publish(lease, &published).unwrap().id;
+    let met = catalog.roots(Revision::default(), 9).unwrap()[0].revision;
+    let lease = catalog.begin_lease(LONG).unwrap();
+    assert_eq!(kind(catalog.replace_record(lease, &version, new, old)), Kind::Stale);
+    catalog.replace_record(lease, &version, old, new).unwrap();
+    let roots = catalog.roots(met, 9).unwrap();
+    assert_eq!(roots.iter().map(|root| root.record).collect::<Vec<_>>(), [Some(new)]);
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(kind(catalog.replace_record(lease, &version, new, old)), Kind::Stale);
 }
 
 fn names_go_out_and_come_in(catalog: &dyn Catalog) {

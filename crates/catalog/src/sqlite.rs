@@ -328,6 +328,19 @@ impl Catalog for SqliteCatalog {
             .write("forget entries", async |c| packs::forget(c, lease, now, realm, digests).await)
     }
 
+    fn replace_record(
+        &self,
+        lease: LeaseId,
+        version: &VersionId,
+        old: EntryDigest,
+        new: EntryDigest,
+    ) -> Result<()> {
+        let now = self.clock.now();
+        self.connections.write("replace the record", async |c| {
+            publish::replace_record(c, lease, now, version, [old, new]).await
+        })
+    }
+
     fn names(&self) -> Result<Names> {
         let now = self.clock.now();
         self.connections.read("read the names", async |c| names::all(c, now).await)

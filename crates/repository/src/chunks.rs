@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use catalog::{Catalog, EntryDigest, Location};
 use format::entry::{Encoding, EntryKind, decode};
 use format::manifest::{ManifestRoot, decode_manifest, decode_manifest_root};
-use format::segment_map::{decode_segment_map, map_digest};
+use format::segment_map::decode_segment_map;
 use model::{
     ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result,
     SegmentMap,
@@ -58,22 +58,45 @@ impl RepositoryChunks {
         self.read_len.load(Ordering::Relaxed)
     }
 
-    fn entry(&self, what: &'static str, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+    /// An entry, as `take` accepts its bytes: it compares their digest. Where the place that is known
+    /// does not hold it, or no longer, it is looked up once more.
+    fn entry<T>(
+        &self,
+        what: &'static str,
+        kind: EntryKind,
+        digest: EntryDigest,
+        take: impl Fn(Vec<u8>) -> Result<T>,
+    ) -> Result<T> {
         let place = match self.places.get(&digest) {
             Some(place) => place,
             None => self.look_up(what, digest)?,
         };
-        match self.read_at(what, kind, &place) {
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => {
+        let read = |place: &Location| self.read_at(what, kind, place).and_then(&take);
+        let is_damage = |error: &Error| matches!(error.kind(), Kind::NotFound | Kind::Corrupt);
+        match read(&place) {
+            Err(error) if is_damage(&error) => {
                 self.places.remove(&digest);
                 let again = self.look_up(what, digest)?;
-                match again == place {
-                    true => Err(self.with_versions(digest, error)),
-                    false => self.read_at(what, kind, &again),
-                }
+                let error = match again == place {
+                    true => error,
+                    false => match read(&again) {
+                        Err(error) if is_damage(&error) => error,
+                        other => return other,
+                    },
+                };
+                Err(self.with_versions(digest, error))
             }
             other => other,
         }
+    }
+
+    /// An entry that is named by the BLAKE3 of its bytes.
+    fn hashed(&self, what: &'static str, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+        self.entry(what, kind, digest, |bytes| match *blake3::hash(&bytes).as_bytes() == digest {
+            true => Ok(bytes),
+            false => Err(Error::new(Kind::Corrupt, what, hex(&digest))
+                .because("its bytes have another digest")),
+        })
     }
 
     fn look_up(&self, what: &'static str, digest: EntryDigest) -> Result<Arc<Location>> {
@@ -108,17 +131,6 @@ impl RepositoryChunks {
             Encoding::Plain if stored.len() == entry.plain_len as usize => Ok(stored),
             _ => decode(encoding, &stored, entry.plain_len)
                 .map_err(|error| damaged(&error.to_string())),
-        }
-    }
-
-    fn check(&self, what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {
-        match found == wanted {
-            true => Ok(()),
-            false => {
-                let error = Error::new(Kind::Corrupt, what, hex(&wanted))
-                    .because("its bytes have another digest");
-                Err(self.with_versions(wanted, error))
-            }
         }
     }
 
@@ -157,17 +169,12 @@ impl RepositoryChunks {
     /// The root of a manifest: which leaves it has.
     pub(crate) fn manifest_root(&self, layout: LayoutDigest) -> Result<ManifestRoot> {
         let what = "read the manifest";
-        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
-        self.check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
-        Ok(decode_manifest_root(&bytes)?)
+        Ok(decode_manifest_root(&self.hashed(what, EntryKind::Manifest, layout.0)?)?)
     }
 
     /// The bytes of a manifest's leaf, verified.
     pub(crate) fn leaf(&self, digest: EntryDigest) -> Result<Vec<u8>> {
-        let what = "read the manifest leaf";
-        let bytes = self.entry(what, EntryKind::ManifestLeaf, digest)?;
-        self.check(what, *blake3::hash(&bytes).as_bytes(), digest)?;
-        Ok(bytes)
+        self.hashed("read the manifest leaf", EntryKind::ManifestLeaf, digest)
     }
 }
 
@@ -184,17 +191,15 @@ impl ChunkStore for RepositoryChunks {
     }
 
     fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>> {
-        let what = "read the segment map";
-        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
-        self.check(what, map_digest(&bytes).0, map.0)?;
+        let bytes = self.hashed("read the segment map", EntryKind::SegmentMap, map.0)?;
         let map = Arc::new(decode_segment_map(&bytes)?);
         self.look_up_chunks_of(&map)?;
         Ok(map)
     }
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        let plain = self.entry("read the chunk", EntryKind::Chunk, chunk.0)?;
-        Chunk::verify(chunk, plain).map_err(|error| self.with_versions(chunk.0, error))
+        let what = "read the chunk";
+        self.entry(what, EntryKind::Chunk, chunk.0, |plain| Chunk::verify(chunk, plain))
     }
 }
 

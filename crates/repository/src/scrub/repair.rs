@@ -14,9 +14,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use catalog::EntryDigest;
-use format::EntryKind;
-use model::{BlockDigest, Result};
+use catalog::{EntryDigest, Revision};
+use format::{EntryKind, encode_record, record_digest};
+use model::{BlockDigest, Kind, Reference, Result};
 
 use super::copies::{BlockReader, Copies, find_blocks};
 use super::finding::{Fault, Finding, Outcome};
@@ -26,6 +26,7 @@ use super::verify::{Verified, verify, verify_plain};
 use super::{Broken, Looked, Scrub, ScrubRequest, Scrubbed};
 use crate::chunks::RepositoryChunks;
 use crate::repository::Repository;
+use crate::walk::for_each_root;
 
 /// How many bytes of chunks that are known in part are kept in memory.
 const PARTS_LEN_MAX: usize = 64 << 20;
@@ -110,6 +111,7 @@ impl Repository {
         }
         let touched: Vec<_> = repair.looked.touched.iter().copied().collect();
         repair.lay_out_anew(touched)?;
+        repair.write_records_anew()?;
         repair.restored.flush()?;
         repair.conclude()
     }
@@ -239,6 +241,38 @@ impl Repair<'_> {
         Ok(())
     }
 
+    /// Writes new records for versions whose own are lost: the catalog knows what they said.
+    fn write_records_anew(&mut self) -> Result<()> {
+        let mut lost = Vec::new();
+        for_each_root(&*self.repository.catalog, Revision::default(), |root| {
+            let broken = root.record.filter(|record| self.is_broken(record));
+            lost.extend(broken.map(|record| (root.version.clone(), record)));
+            Ok(())
+        })?;
+        for (version, old) in lost {
+            let Repository { catalog, .. } = self.repository;
+            let known = match catalog.version(&Reference::from(version.clone())) {
+                Ok(known) => known,
+                Err(error) if error.kind() == Kind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let mut record = self.repository.record_of(&version.image, &known.facts)?;
+            record.version.number = version.version;
+            record.version.created_micros = known.created.0;
+            let plain = encode_record(&record);
+            let digest = record_digest(&plain);
+            let kind = EntryKind::Record;
+            self.restored.push(&Verified { kind, digest, plain, blocks: Vec::new() })?;
+            self.restored.flush()?;
+            match catalog.replace_record(self.lease, &version, old, digest) {
+                Err(error) if error.kind() == Kind::Stale => {}
+                other => other?,
+            }
+            self.sources.insert(old, "what the catalog knows".to_string());
+        }
+        Ok(())
+    }
+
     /// Says what became of each finding. Rows of what is lost, but that nothing refers to any more,
     /// go: writers that bring the same bytes again must not be told that they are there.
     fn conclude(self) -> Result<Scrubbed> {
@@ -269,7 +303,7 @@ impl Repair<'_> {
         let mut report = looked.report;
         for finding in &mut report.findings {
             finding.outcome = match finding.digest {
-                Some(digest) if forgotten.contains(&digest) => {
+                Some(digest) if forgotten.contains(&digest) && !sources.contains_key(&digest) => {
                     Outcome::Restored("forgotten: nothing refers to it any more".to_string())
                 }
                 Some(digest) if left.contains(&digest) => Outcome::Lost,
