@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::interrupt::cancel_flag;
 use crate::output::{human_len, print_facts, print_json, print_line, print_table};
 
-/// Read everything back, and say what is damaged or missing and which versions that touches.
+/// Read everything back, and say what is damaged and which versions that touches.
 ///
 /// Without `--repair` nothing is changed. With it, what is damaged is restored from other copies of
 /// the same bytes: in this repository, or in the one that `--from` names. Nothing is removed. With
