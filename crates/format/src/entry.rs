@@ -38,14 +38,21 @@ pub enum EntryKind {
     Manifest = 4,
     /// What a publication tells of itself, named by the BLAKE3 of its bytes.
     Record = 5,
+    /// A boot working set, named by the BLAKE3 of its bytes.
+    BootSet = 6,
+    /// Blocks of a boot working set, named by the BLAKE3 of their bytes. In no list: they are copies.
+    BootPiece = 7,
 }
 
 impl EntryKind {
     /// The most plain bytes that an entry of this kind may have.
     pub fn plain_len_max(self) -> usize {
         match self {
-            EntryKind::Chunk => CHUNK_LEN_MAX,
-            EntryKind::SegmentMap | EntryKind::ManifestLeaf | EntryKind::Manifest => PLAIN_LEN_MAX,
+            EntryKind::Chunk | EntryKind::BootPiece => CHUNK_LEN_MAX,
+            EntryKind::SegmentMap
+            | EntryKind::ManifestLeaf
+            | EntryKind::Manifest
+            | EntryKind::BootSet => PLAIN_LEN_MAX,
             EntryKind::Record => RECORD_LEN_MAX,
         }
     }
@@ -61,6 +68,8 @@ impl TryFrom<u8> for EntryKind {
             3 => Ok(EntryKind::ManifestLeaf),
             4 => Ok(EntryKind::Manifest),
             5 => Ok(EntryKind::Record),
+            6 => Ok(EntryKind::BootSet),
+            7 => Ok(EntryKind::BootPiece),
             _ => Err(unsound("kind", code.into())),
         }
     }

@@ -8,6 +8,7 @@
 //! | [`manifest`] | the root of a version's layout and its leaves | `docs/formats/manifest.md` |
 //! | [`record`] | what a publication tells of itself, in its pack | `docs/formats/record.md` |
 //! | [`names`] | all names of a repository as one object | `docs/formats/names.md` |
+//! | [`boot_set`](mod@boot_set) | the blocks that a guest reads from power-on to ready | `docs/formats/boot-set.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
 //! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
 //! | [`foreign`] | disk formats of others: raw, qcow2, and what qemu-img knows | `docs/formats/foreign.md` |
@@ -17,6 +18,7 @@
 //! value or a [`FormatError`], and allocates no more than its input's length or a named limit
 //! allows.
 
+pub mod boot_set;
 mod cursor;
 pub mod entry;
 pub mod error;

@@ -10,9 +10,11 @@ use model::{Error, Kind, MirrorName, Reference, Result};
 use repository::Repository;
 use serde::Serialize;
 
+use crate::boot_sets::BootWatch;
 use crate::commit::Committer;
 use crate::control::{ControlServer, Handler, Request, Response};
 use crate::doors::{Door, DoorOptions, Doors};
+use crate::holds;
 use crate::mirrors::{MirrorStatus, check_repository, control_socket, note_repository};
 use crate::tree::MirrorTree;
 
@@ -25,6 +27,8 @@ pub struct AttachRequest {
     pub mirror: MirrorName,
     /// Its doors.
     pub doors: DoorOptions,
+    /// Record what is read, until the mirror is let go, as a working set of this name.
+    pub record: Option<String>,
 }
 
 /// What is said once a mirror is served.
@@ -56,6 +60,7 @@ struct Shared {
     mirror: Arc<Mirror>,
     committer: Arc<Committer>,
     doors: Mutex<Option<Doors>>,
+    boot_watch: Mutex<Option<BootWatch>>,
     ending: Mutex<Ending>,
     changed: Condvar,
 }
@@ -85,11 +90,12 @@ impl Owner {
         request: &AttachRequest,
     ) -> Result<Self> {
         let (mirror, is_new) = open_mirror(&repository, &state, request)?;
-        Self::serve(repository, state.clone(), mirror.clone(), &request.doors).inspect_err(|_| {
+        let served = Self::serve(repository.clone(), state.clone(), mirror.clone(), request);
+        served.inspect_err(|_| {
             // The error that matters is the first; a mirror that was not there before goes again.
             let _ = mirror.close();
             if is_new {
-                let _ = Mirror::discard(&state, mirror.name());
+                let _ = throw_away(&state, mirror.name(), &repository);
             }
         })
     }
@@ -98,8 +104,10 @@ impl Owner {
         repository: Repository,
         state: StateFolder,
         mirror: Arc<Mirror>,
-        options: &DoorOptions,
+        request: &AttachRequest,
     ) -> Result<Self> {
+        // Before the doors open: what the guest reads first is on its way then.
+        let boot_watch = BootWatch::start(&repository, &state, &mirror, request.record.as_deref())?;
         let committer = Arc::new(Committer::new(repository.clone(), mirror.clone()));
         let tree = {
             let (repository, state) = (repository.clone(), state.clone());
@@ -109,7 +117,7 @@ impl Owner {
             }
         };
         let device: Arc<dyn Device> = mirror.clone();
-        let doors = Doors::open(options, mirror.name(), &device, tree)?;
+        let doors = Doors::open(&request.doors, mirror.name(), &device, tree)?;
         let socket = control_socket(&state, mirror.name());
         let shared = Arc::new(Shared {
             repository,
@@ -117,6 +125,7 @@ impl Owner {
             mirror,
             committer,
             doors: Mutex::new(Some(doors)),
+            boot_watch: Mutex::new(boot_watch),
             ending: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -214,12 +223,13 @@ impl Shared {
     fn close(&self, discard: bool) -> Result<()> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).take();
         let doors_closed = doors.map_or(Ok(()), Doors::close);
+        drop(self.boot_watch.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.committer.close();
         let asked = self.ending.lock().unwrap_or_else(PoisonError::into_inner).asked;
         let name = self.mirror.name().clone();
         let mirror_closed = self.mirror.close();
         if discard || asked == Some(true) {
-            return Mirror::discard(&self.state, &name).and(doors_closed);
+            return throw_away(&self.state, &name, &self.repository).and(doors_closed);
         }
         mirror_closed.and(doors_closed)
     }
@@ -249,6 +259,14 @@ impl Handler for Shared {
     }
 }
 
+/// Throws a mirror away. Its hold goes first: a mirror without one gets it again when it is opened.
+fn throw_away(state: &StateFolder, name: &MirrorName, repository: &Repository) -> Result<()> {
+    if let Err(error) = holds::release(state, name, repository.catalog()) {
+        tracing::warn!("{}", error.chain());
+    }
+    Mirror::discard(state, name)
+}
+
 /// Makes a mirror, or opens the one there is. True where it was made.
 fn open_mirror(
     repository: &Repository,
@@ -261,6 +279,7 @@ fn open_mirror(
         check_repository(state, name, repository)?;
         let mirror = Mirror::reopen(state, name, |_| Ok(chunks))?;
         check_bound_to(repository, &mirror, &request.reference)?;
+        holds::ensure(state, repository, &mirror)?;
         return Ok((mirror, false));
     }
     let wanted = repository.catalog().version(&request.reference)?;
@@ -272,6 +291,10 @@ fn open_mirror(
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
     note_repository(state, name, repository);
+    holds::take(state, name, repository, &wanted.id).inspect_err(|_| {
+        let _ = mirror.close();
+        let _ = Mirror::discard(state, name);
+    })?;
     repository.catalog().count_attach(&wanted.id)?;
     Ok((mirror, true))
 }

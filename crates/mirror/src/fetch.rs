@@ -8,34 +8,74 @@
 //! **Invariants**: no lock is held while the store works. A block is marked present after its
 //! bytes were written. A failure is an error of the read at hand and is never remembered.
 //!
+//! **A new layout**: collect may lay a version out anew and remove what only the old layout needed.
+//! Whoever meets `NotFound` asks the store for the content's layout of now and goes on by that; the
+//! bytes are equal, and so are the holes.
+//!
 //! **Failure**: a store that fails, is slow or panics delays those who wait for the same chunk;
 //! each then tries itself. On a full disk blocks are served without being kept.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
 
 use crate::background::Background;
 use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
+use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
+use crate::journal::{Journal, Origin};
 use crate::plan::BaseBlock;
 use crate::readahead::Readahead;
+use crate::recorder::Recorder;
 use crate::segments::SegmentTable;
 
 /// A base and a way to complete it by one layout.
 pub(crate) struct BaseView {
     pub(crate) base: Arc<Base>,
     store: Arc<dyn ChunkStore>,
+    /// Which segments hold data: equal in every layout of the content.
     manifest: Arc<Manifest>,
-    maps: SegmentTable<Arc<SegmentMap>>,
+    layout: RwLock<Arc<Layout>>,
     chunks: Arc<ChunkCache>,
     background: Arc<Background>,
     pub(crate) readahead: Readahead,
     fetched_bytes: AtomicU64,
+    has_boot: AtomicBool,
+    boot: Mutex<Option<Arc<Boot>>>,
+    pub(crate) boot_counts: BootCounts,
+    pub(crate) recorder: Recorder,
+    pub(crate) journal: Journal,
+}
+
+/// How often one read follows the content to a new layout.
+const FOLLOWED_MAX: usize = 8;
+
+/// One way to read the content, with the maps that were loaded.
+struct Layout {
+    digest: LayoutDigest,
+    manifest: Arc<Manifest>,
+    maps: SegmentTable<Arc<SegmentMap>>,
+}
+
+impl Layout {
+    fn load(
+        base: &Base,
+        digest: LayoutDigest,
+        length: u64,
+        store: &dyn ChunkStore,
+    ) -> Result<Self> {
+        let manifest = store.manifest(digest)?;
+        if manifest.length() != length || manifest.content() != base.content() {
+            return Err(Error::new(Kind::Corrupt, "attach", base.content().to_string())
+                .because(format!("the manifest {digest} is that of another content")));
+        }
+        Ok(Layout { digest, manifest, maps: SegmentTable::new(length) })
+    }
 }
 
 /// Cuts a range of blocks of the disk at segments: segment, first and end block in it.
@@ -60,7 +100,8 @@ pub(crate) fn blocks_of(offset: u64, len: u64) -> Range<u64> {
 }
 
 impl BaseView {
-    /// Joins a base and the layout by which it is read.
+    /// Joins a base and the layout by which it is read: the one given, or where that is gone the one
+    /// that the content has now.
     ///
     /// # Errors
     /// `Corrupt` where the manifest is not that of the base's content; those of the store.
@@ -72,21 +113,63 @@ impl BaseView {
         chunks: Arc<ChunkCache>,
         background: Arc<Background>,
     ) -> Result<BaseView> {
-        let manifest = store.manifest(layout)?;
-        if manifest.length() != length || manifest.content() != base.content() {
-            return Err(Error::new(Kind::Corrupt, "attach", base.content().to_string())
-                .because(format!("the manifest {layout} is that of another content")));
-        }
+        let loaded = match Layout::load(&base, layout, length, &*store) {
+            Err(error) if error.kind() == Kind::NotFound => {
+                match store.current_layout(base.content())? {
+                    Some(now) if now != layout => Layout::load(&base, now, length, &*store)?,
+                    _ => return Err(error),
+                }
+            }
+            other => other?,
+        };
         Ok(BaseView {
             base,
             store,
-            maps: SegmentTable::new(length),
-            manifest,
+            manifest: loaded.manifest.clone(),
+            layout: RwLock::new(Arc::new(loaded)),
             chunks,
             background,
             readahead: Readahead::default(),
             fetched_bytes: AtomicU64::new(0),
+            has_boot: AtomicBool::new(false),
+            boot: Mutex::default(),
+            boot_counts: BootCounts::default(),
+            recorder: Recorder::default(),
+            journal: Journal::new(),
         })
+    }
+
+    fn layout(&self) -> Arc<Layout> {
+        self.layout.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does what needs the store by the layout in use; where something of it is gone, by the one that
+    /// the content has now.
+    fn by_layout<T>(&self, work: impl Fn(&Layout) -> Result<T>) -> Result<T> {
+        let mut layout = self.layout();
+        for _ in 0..FOLLOWED_MAX {
+            match work(&layout) {
+                Err(error) if error.kind() == Kind::NotFound => match self.follow(&layout)? {
+                    Some(newer) => layout = newer,
+                    None => return Err(error),
+                },
+                other => return other,
+            }
+        }
+        work(&layout)
+    }
+
+    /// The layout that the content has now, if it is another than `old`; in use from now on.
+    fn follow(&self, old: &Layout) -> Result<Option<Arc<Layout>>> {
+        let in_use = self.layout();
+        if in_use.digest != old.digest {
+            return Ok(Some(in_use));
+        }
+        let now = self.store.current_layout(self.base.content())?;
+        let Some(digest) = now.filter(|digest| *digest != old.digest) else { return Ok(None) };
+        let newer = Arc::new(Layout::load(&self.base, digest, self.length(), &*self.store)?);
+        *self.layout.write().unwrap_or_else(PoisonError::into_inner) = newer.clone();
+        Ok(Some(newer))
     }
 
     /// Bytes of the disk.
@@ -115,21 +198,26 @@ impl BaseView {
     }
 
     /// The map of a segment, if it was loaded.
-    pub(crate) fn loaded_map(&self, segment: u32) -> Option<&Arc<SegmentMap>> {
-        self.maps.get(segment)
+    pub(crate) fn loaded_map(&self, segment: u32) -> Option<Arc<SegmentMap>> {
+        self.layout().maps.get(segment).cloned()
     }
 
-    /// The map of a segment that holds data. Its holes count as present from then on.
-    pub(crate) fn map(&self, segment: u32) -> Result<&Arc<SegmentMap>> {
+    /// The map of a segment, loaded now if it was not.
+    pub(crate) fn segment_map(&self, segment: u32) -> Result<Arc<SegmentMap>> {
+        self.by_layout(|layout| self.map(layout, segment).cloned())
+    }
+
+    /// The map of a segment in one layout. Its holes count as present from then on.
+    fn map<'a>(&self, layout: &'a Layout, segment: u32) -> Result<&'a Arc<SegmentMap>> {
         loop {
-            if let Some(map) = self.maps.get(segment) {
+            if let Some(map) = layout.maps.get(segment) {
                 return Ok(map);
             }
             let Some(_flight) = self.base.flights.board(FetchKey::Map(segment)) else { continue };
-            if self.maps.get(segment).is_some() {
+            if layout.maps.get(segment).is_some() {
                 continue;
             }
-            let map = match self.manifest.segment(segment) {
+            let map = match layout.manifest.segment(segment) {
                 Some(entry) => self.store.segment_map(entry.map)?,
                 None => Arc::default(),
             };
@@ -141,7 +229,7 @@ impl BaseView {
             }
             holes.add(at, model::block::blocks_in_segment(self.length(), segment).max(at));
             self.base.mark_present(segment, self.segment(segment), &holes);
-            self.maps.get_or_init(segment, || map);
+            layout.maps.get_or_init(segment, || map);
         }
     }
 
@@ -159,11 +247,17 @@ impl BaseView {
             if bits.first_missing(range.start, range.end).is_none() {
                 continue;
             }
-            let map = self.map(segment)?;
-            while let Some(missing) = bits.first_missing(range.start, range.end) {
-                let chunk = self.run_at(map, segment, missing)?.chunk;
-                self.fetch(segment, bits, map, chunk)?;
-            }
+            self.by_layout(|layout| {
+                let map = self.map(layout, segment)?;
+                while let Some(missing) = bits.first_missing(range.start, range.end) {
+                    if self.bring_by_boot_set(segment, missing) {
+                        continue;
+                    }
+                    let chunk = self.run_at(map, segment, missing)?.chunk;
+                    self.fetch(segment, bits, map, chunk)?;
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -195,6 +289,9 @@ impl BaseView {
         if wanted.is_empty() {
             return Ok(());
         }
+        let began = self.journal.now();
+        let first_block =
+            u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT) + u64::from(wanted[0].first_block);
         let chunk = self.chunk(digest)?;
         let mut added = PresentBits::none();
         let mut written = 0;
@@ -209,10 +306,38 @@ impl BaseView {
             written += bytes.len() as u64;
         }
         self.base.mark_present(segment, bits, &added);
-        if self.base.count_fetched(written) {
+        self.journal.fetched(began, Origin::Chunk, first_block, written);
+        self.count_kept(written);
+        Ok(())
+    }
+
+    /// Counts bytes that were written into the base; now and then a checkpoint is due.
+    pub(crate) fn count_kept(&self, len: u64) {
+        if self.base.count_fetched(len) {
             self.background.checkpoint(&self.base);
         }
-        Ok(())
+    }
+
+    /// The boot working set that is on its way.
+    pub(crate) fn boot(&self) -> Option<Arc<Boot>> {
+        match self.has_boot.load(Ordering::Acquire) {
+            true => self.boot.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            false => None,
+        }
+    }
+
+    pub(crate) fn use_boot(&self, boot: Option<Arc<Boot>>) {
+        let mut slot = self.boot.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_boot.store(boot.is_some(), Ordering::Release);
+        *slot = boot;
+    }
+
+    /// Reads pieces of a boot working set. Their blocks are not verified.
+    pub(crate) fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        let bytes = self.store.boot_pieces(pieces)?;
+        let len: usize = bytes.iter().map(Vec::len).sum();
+        self.fetched_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk> {
@@ -233,13 +358,19 @@ impl BaseView {
             let from = (at % BLOCK_LEN as u64) as usize;
             let step = (BLOCK_LEN - from).min(buffer.len() - done);
             let piece = &mut buffer[done..done + step];
-            match self.map(segment)?.runs_in(block as u32, block as u32 + 1).first() {
+            let found = self.by_layout(|layout| {
+                match self.map(layout, segment)?.runs_in(block as u32, block as u32 + 1).first() {
+                    None => Ok(None),
+                    Some(run) => {
+                        let index = run.first_in_chunk + block as u32 - run.first_block;
+                        Ok(Some((self.chunk(run.chunk)?, index)))
+                    }
+                }
+            })?;
+            match found {
                 None => piece.fill(0),
-                Some(run) => {
-                    let chunk = self.chunk(run.chunk)?;
-                    let bytes =
-                        chunk.blocks(run.first_in_chunk + block as u32 - run.first_block, 1)?;
-                    piece.copy_from_slice(&bytes[from..from + step]);
+                Some((chunk, index)) => {
+                    piece.copy_from_slice(&chunk.blocks(index, 1)?[from..from + step]);
                 }
             }
             done += step;

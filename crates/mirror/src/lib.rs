@@ -18,30 +18,37 @@
 //! | `chunks` | chunks that were used a moment ago |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
+//! | `boot`, `recorder` | bringing a boot working set; noting what one is |
+//! | [`journal`] | what was fetched and waited for |
 //! | `segments` | something kept for each touched segment |
 //!
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 
 mod background;
 mod base;
+mod boot;
 mod chunks;
 pub mod device;
 mod extents;
 mod fetch;
 mod flights;
 pub mod flush;
+pub mod journal;
 mod live;
 mod log;
 pub mod mirror;
 mod overlay;
 mod plan;
 mod readahead;
+mod recorder;
 pub mod seal;
 mod segments;
 pub mod state_folder;
 pub mod view;
 
+pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
+pub use recorder::Recording;
 pub use seal::Sealed;
 pub use state_folder::{Binding, MirrorSummary, StateFolder};
 pub use view::ReadOnlyView;

@@ -11,6 +11,7 @@
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
 //! | [`names`] | the names once more, beside the packs |
+//! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`statistics`] | how much there is |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
@@ -23,7 +24,9 @@
 //! 2. A writer that fails leaves nothing behind but what another writer may have come to use.
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
+pub mod boot_set;
 pub mod chunks;
+pub mod collect;
 pub mod commit;
 pub mod create;
 mod duplicates;
@@ -42,7 +45,9 @@ mod touched;
 mod walk;
 mod windows;
 
+pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
+pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};

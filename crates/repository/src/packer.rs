@@ -17,7 +17,7 @@ use catalog::{Catalog, EntryRecord, LeaseId, NewPack, PackId};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use env::Entropy;
 use format::entry::{Encoder, Encoding, EntryKind};
-use format::pack::{PackBuilder, PackEntry};
+use format::pack::{FinishedPack, PackBuilder, PackEntry};
 use model::digest::DIGEST_LEN;
 use model::{BlockDigest, Error, Kind, Realm, Result};
 use store::{PackName, PackStore};
@@ -35,6 +35,13 @@ pub struct Entry {
     pub plain: Vec<u8>,
     /// The digests of a chunk's blocks; empty for other kinds.
     pub blocks: Vec<BlockDigest>,
+}
+
+impl Entry {
+    /// An entry that is no chunk.
+    pub fn whole(kind: EntryKind, digest: [u8; DIGEST_LEN], plain: Vec<u8>) -> Self {
+        Entry { kind, digest, plain, blocks: Vec::new() }
+    }
 }
 
 struct Packed {
@@ -195,8 +202,7 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
     let finished = builder.finish();
     let name = PackName::new(&to.entropy.name())?;
     to.packs.put(&name, &finished.bytes)?;
-    let digests = finished.block_digests.iter();
-    let pack = new_pack(&name, &to.realm, finished.bytes.len() as u64, &finished.entries, digests);
+    let pack = describe(&name, &to.realm, &finished);
     let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|error| {
         // Only where the catalog has surely not taken it: after another error the row may be there
         // all the same, and a row must not name bytes that are gone. If it cannot be removed,
@@ -208,6 +214,12 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
     written.stored_len += pack.stored_len;
     written.pack_count += 1;
     Ok(id)
+}
+
+/// What the catalog is told of a finished pack.
+pub fn describe(name: &PackName, realm: &Realm, finished: &FinishedPack) -> NewPack {
+    let digests = finished.block_digests.iter();
+    new_pack(name, realm, finished.bytes.len() as u64, &finished.entries, digests)
 }
 
 /// What the catalog is told of a pack.

@@ -9,6 +9,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use catalog::{Catalog, SqliteCatalog};
 use env::{Clock, Entropy, FileSystem};
@@ -16,6 +17,7 @@ use model::{Error, Kind, Realm, Result};
 use store::{DirectoryPackStore, PackStore};
 
 use crate::chunks::RepositoryChunks;
+use crate::lease::TIME_TO_LIVE;
 use crate::lists::PackLists;
 use crate::settings::Settings;
 
@@ -31,6 +33,7 @@ pub struct Repository {
     pub(crate) clock: Arc<dyn Clock>,
     /// Where its folder is, if it lies in one.
     pub(crate) home: Option<Home>,
+    pub(crate) lease_time: Duration,
     chunks: Arc<RepositoryChunks>,
 }
 
@@ -158,8 +161,26 @@ impl Repository {
         let lists = Arc::new(PackLists::new(catalog.clone(), packs.clone()));
         let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
         let (clock, chunks) = (Arc::new(env::SystemClock), Arc::new(chunks));
-        let home = None;
-        Repository { settings, catalog, packs, entropy, lists, realm, clock, home, chunks }
+        let (home, lease_time) = (None, TIME_TO_LIVE);
+        Repository {
+            settings,
+            catalog,
+            packs,
+            entropy,
+            lists,
+            realm,
+            clock,
+            home,
+            lease_time,
+            chunks,
+        }
+    }
+
+    /// The same, with leases that die `lease_time` after a process that no longer renews them. All who
+    /// work on a repository may differ.
+    #[must_use]
+    pub fn with_lease_time(self, lease_time: Duration) -> Self {
+        Repository { lease_time, ..self }
     }
 
     /// The settings it was made with.

@@ -301,6 +301,7 @@ fn unknown(rebuilt: &Rebuilt) -> Vec<String> {
                 .to_string(),
         );
     }
+    lines.push("boot working sets: the next boots record them again".into());
     lines.push("who was writing: packs that no version refers to are for `larder collect`".into());
     lines
 }

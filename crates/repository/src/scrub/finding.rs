@@ -191,5 +191,7 @@ pub fn kind_word(kind: Option<EntryKind>) -> &'static str {
         Some(EntryKind::ManifestLeaf) => "manifest leaf",
         Some(EntryKind::Manifest) => "manifest",
         Some(EntryKind::Record) => "record",
+        Some(EntryKind::BootSet) => "boot working set",
+        Some(EntryKind::BootPiece) => "boot piece",
     }
 }
