@@ -101,8 +101,8 @@ impl Repository {
         };
         repair.move_unlisted()?;
         loop {
-            repair.from_copies()?;
-            repair.from_blocks()?;
+            repair.restore_copies()?;
+            repair.restore_from_blocks()?;
             repair.restored.flush()?;
             // What can be read again may refer to more that cannot.
             if !repair.look_again()? {
@@ -169,7 +169,7 @@ impl Repair<'_> {
     }
 
     /// Whole copies in other packs, or in the same one where a row was wrong.
-    fn from_copies(&mut self) -> Result<()> {
+    fn restore_copies(&mut self) -> Result<()> {
         for digest in self.still_broken() {
             self.request.cancel.check("repair", "the repository")?;
             if let Some((pack, entry)) = self.copies.sound(self.repository, &digest) {
@@ -180,7 +180,7 @@ impl Repair<'_> {
     }
 
     /// Chunks from what is left of them and from equal blocks in other chunks.
-    fn from_blocks(&mut self) -> Result<()> {
+    fn restore_from_blocks(&mut self) -> Result<()> {
         let chunks: Vec<EntryDigest> = self
             .still_broken()
             .into_iter()

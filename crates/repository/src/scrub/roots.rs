@@ -111,7 +111,8 @@ impl Scrub<'_> {
                 Err(_) if self.has_moved(root)? => return Ok(()),
                 Err(error) => {
                     self.broken_entry(entry.map.0, EntryKind::SegmentMap, error)?;
-                    vec![(entry.map.0, vec![0..blocks_in_segment(manifest.length, entry.segment)])]
+                    let whole = 0..blocks_in_segment(manifest.length, entry.segment);
+                    vec![(entry.map.0, Vec::from_iter([whole]))]
                 }
             };
             match (map, broken.is_empty()) {
@@ -133,7 +134,7 @@ impl Scrub<'_> {
                 format!("segment {} holds other bytes than its digest says", entry.segment);
             let mut finding = Finding::new(Fault::WrongVersion, reason);
             let end = (base + SEGMENT_LEN).min(manifest.length);
-            finding.touch(&root.version, root.holder.as_deref(), [base..end]);
+            finding.touch(&root.version, root.holder.as_deref(), std::iter::once(base..end));
             self.found(finding);
         }
         Ok(())
@@ -236,7 +237,11 @@ impl Scrub<'_> {
         }
         for reason in reasons {
             let mut finding = Finding::new(Fault::WrongVersion, reason);
-            finding.touch(&root.version, root.holder.as_deref(), [0..manifest.length]);
+            finding.touch(
+                &root.version,
+                root.holder.as_deref(),
+                std::iter::once(0..manifest.length),
+            );
             self.found(finding);
         }
         Ok(())
