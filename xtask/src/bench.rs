@@ -8,6 +8,7 @@
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
+//! | [`blob`] | many writers and readers of byte ranges at once |
 //! | [`boot`] | which machine boots soonest |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
@@ -19,6 +20,7 @@
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
+mod blob;
 mod boot;
 mod commit;
 mod doors;
@@ -49,6 +51,7 @@ const BENCHES: &[Bench] = &[
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
+    blob::BENCH,
     boot::BENCH,
     yardstick::BENCH,
 ];

@@ -16,8 +16,9 @@ use env::{Clock, Entropy, FileSystem};
 use model::{Error, Kind, Realm, Result};
 use store::{DirectoryPackStore, PackStore};
 
+use crate::blob::Turns;
 use crate::chunks::RepositoryChunks;
-use crate::lease::TIME_TO_LIVE;
+use crate::lease::{ReadersLease, TIME_TO_LIVE};
 use crate::lists::PackLists;
 use crate::settings::Settings;
 
@@ -33,7 +34,9 @@ pub struct Repository {
     pub(crate) clock: Arc<dyn Clock>,
     /// Where its folder is, if it lies in one.
     pub(crate) home: Option<Home>,
+    pub(crate) turns: Arc<Turns>,
     pub(crate) lease_time: Duration,
+    pub(crate) readers: Arc<ReadersLease>,
     chunks: Arc<RepositoryChunks>,
 }
 
@@ -162,6 +165,7 @@ impl Repository {
         let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
         let (clock, chunks) = (Arc::new(env::SystemClock), Arc::new(chunks));
         let (home, lease_time) = (None, TIME_TO_LIVE);
+        let (turns, readers) = (Arc::default(), Arc::default());
         Repository {
             settings,
             catalog,
@@ -171,7 +175,9 @@ impl Repository {
             realm,
             clock,
             home,
+            turns,
             lease_time,
+            readers,
             chunks,
         }
     }
@@ -180,7 +186,7 @@ impl Repository {
     /// work on a repository may differ.
     #[must_use]
     pub fn with_lease_time(self, lease_time: Duration) -> Self {
-        Repository { lease_time, ..self }
+        Repository { lease_time, readers: Arc::default(), ..self }
     }
 
     /// The settings it was made with.

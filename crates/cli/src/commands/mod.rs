@@ -15,6 +15,7 @@ mod length;
 mod list;
 mod man;
 mod mirrors;
+mod read;
 mod remove;
 mod report;
 mod run;
@@ -22,7 +23,9 @@ mod scrub;
 mod settings;
 mod show;
 mod stats;
+mod stream;
 mod tag;
+mod write;
 
 use clap::Subcommand;
 use model::Result;
@@ -36,6 +39,9 @@ pub enum Command {
     Import(import::Import),
     Export(export::Export),
     Create(create::Create),
+    Write(write::Write),
+    Append(write::Append),
+    Read(read::Read),
     List(list::List),
     Show(show::Show),
     Label(label::Label),
@@ -64,6 +70,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Import(command) => command.run(&context),
         Command::Export(command) => command.run(&context),
         Command::Create(command) => command.run(&context),
+        Command::Write(command) => command.run(&context),
+        Command::Append(command) => command.run(&context),
+        Command::Read(command) => command.run(&context),
         Command::List(command) => command.run(&context),
         Command::Show(command) => command.run(&context),
         Command::Label(command) => command.run(&context),
