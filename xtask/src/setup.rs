@@ -73,6 +73,7 @@ const NEEDS: &[Need] = &[
     need("nbdcopy", "libnbd-bin", &[Test, Bench]),
     need("fio", "fio", &[Test, Bench]),
     need("strace", "strace", &[Test]),
+    need("sqlite3", "sqlite3", &[Test]),
     need("casync", "casync", &[Test, Bench]),
     need("restic", "restic", &[Bench]),
     need("borg", "borgbackup", &[Bench]),

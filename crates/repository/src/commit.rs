@@ -8,9 +8,8 @@
 use model::changes::Changes;
 use model::progress::Progress;
 use model::{BLOCK_LEN, ImageName, Kind, Result, TagName, VersionId};
-use store::ChunkStore;
 
-use catalog::{Condition, Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, Publication, VersionRecord};
 
 use crate::lease::Lease;
 use crate::rebuild::{Rebuild, Rebuilt};
@@ -85,31 +84,30 @@ impl Repository {
         lease: Lease,
     ) -> Result<Committed> {
         let bypassed = self.bypassed(parent, request);
-        let manifest = self.chunks().manifest(parent.facts.layout)?;
+        let manifest = self.manifest_of(parent)?;
         let catalog_len = self.catalog.statistics()?.catalog_len;
         let rebuild = Rebuild::new(self, &manifest, changes, None);
-        let rebuilt = self.rebuild(parent, &rebuild, changes, &lease, |len| {
-            request.progress.advance(len);
-            Ok(())
-        })?;
-        let Rebuilt { laid_out, data_len, dirty_len } = rebuilt;
+        let rebuilt = self.rebuild(
+            parent,
+            &rebuild,
+            changes,
+            &lease,
+            (&request.image, &request.origin),
+            |len| {
+                request.progress.advance(len);
+                Ok(())
+            },
+        )?;
+        let Rebuilt { laid_out, facts, record, dirty_len } = rebuilt;
         let version = self.publish(
             lease,
             &Publication {
                 image: request.image.clone(),
-                facts: VersionFacts {
-                    kind: manifest.kind(),
-                    length: changes.length(),
-                    data_len,
-                    content: laid_out.content,
-                    layout: laid_out.layout,
-                    parent: Some(request.parent.clone()),
-                    origin: request.origin.clone(),
-                },
+                facts,
                 based_on: Some((request.parent.clone(), parent.facts.layout)),
                 condition: Condition::Any,
                 tag: request.tag.clone(),
-                record: None,
+                record,
             },
         )?;
         let grown = self.catalog.statistics()?.catalog_len.saturating_sub(catalog_len);

@@ -92,7 +92,13 @@ impl Duplicates {
             self.load_follower(*id)?;
         }
         for id in named {
-            self.lists.get(*id)?;
+            match self.lists.get(*id) {
+                // What it holds is stored anew: that is better than no import at all.
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                    tracing::warn!(error = error.chain(), "cannot read the list of a pack");
+                }
+                other => drop(other?),
+            }
         }
         self.candidates = self.lists.all_cached();
         for (id, list) in &mut self.candidates {

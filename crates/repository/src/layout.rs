@@ -5,16 +5,17 @@
 
 use std::collections::HashSet;
 
-use catalog::LeaseId;
+use catalog::{EntryDigest, LeaseId};
 use chunking::{ChunkRef, OpenChunk, PendingSegment, SealedChunk, SegmentDraft};
 use format::entry::EntryKind;
 use format::manifest::encode_manifest;
+use format::record::{encode_record, record_digest};
 use format::segment_map::{encode_segment_map, map_digest};
 use model::block::blocks_in_segment;
 use model::digest::DIGEST_LEN;
 use model::{
-    BLOCK_LEN, BlockDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, Result,
-    SegmentEntry, VersionKind,
+    BLOCK_LEN, BlockDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, PublicationRecord,
+    Result, SegmentEntry, VersionKind,
 };
 
 use crate::duplicates::Duplicates;
@@ -227,7 +228,18 @@ impl<'a> Layout<'a> {
     }
 
     /// Ends the layout at `length` bytes: everything it refers to is durable when this returns.
-    pub fn finish(mut self, length: u64) -> Result<LaidOut> {
+    #[allow(dead_code, reason = "whoever lays a version out anew publishes nothing")]
+    pub fn finish(self, length: u64) -> Result<LaidOut> {
+        self.finish_with_record(length, |_| Ok(None)).map(|(laid_out, _)| laid_out)
+    }
+
+    /// As [`Layout::finish`], with an entry that tells of the publication beside the manifest;
+    /// returns its digest, too. `record` is told what came out, but for the packs.
+    pub fn finish_with_record(
+        mut self,
+        length: u64,
+        record: impl FnOnce(&LaidOut) -> Result<Option<PublicationRecord>>,
+    ) -> Result<(LaidOut, Option<EntryDigest>)> {
         // Only the last segment can be longer than the disk: that of a stream without a known end.
         if let Some(draft) = &mut self.draft {
             draft.truncate(blocks_in_segment(length, draft.segment()));
@@ -244,14 +256,25 @@ impl<'a> Layout<'a> {
             self.put_unknown(EntryKind::ManifestLeaf, leaf.digest, leaf.bytes)?;
         }
         self.put_unknown(EntryKind::Manifest, encoded.layout.0, encoded.root)?;
-        let written = self.packer.finish()?;
-        Ok(LaidOut {
+        let mut laid_out = LaidOut {
             content: manifest.content(),
             layout: encoded.layout,
             data_block_count: self.data_block_count,
             new_block_count: self.new_block_count,
-            written,
-        })
+            written: Written::default(),
+        };
+        let record = match record(&laid_out)? {
+            None => None,
+            Some(record) => {
+                let plain = encode_record(&record);
+                let digest = record_digest(&plain);
+                let kind = EntryKind::Record;
+                self.packer.push(Entry { kind, digest, plain, blocks: Vec::new() })?;
+                Some(digest)
+            }
+        };
+        laid_out.written = self.packer.finish()?;
+        Ok((laid_out, record))
     }
 
     /// Ends the layout of segments that no version has yet: they are durable when this returns, and

@@ -7,12 +7,13 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use catalog::VersionRecord;
+use catalog::{EntryDigest, VersionFacts, VersionRecord};
 use chunking::{BlockList, SegmentDraft};
 use model::block::{SEGMENT_LEN, blocks_in_segment};
 use model::changes::Changes;
 use model::{
-    BLOCK_LEN, BlockDigest, ChunkDigest, Error, Kind, Manifest, Result, SegmentEntry, SegmentMap,
+    BLOCK_LEN, BlockDigest, ChunkDigest, Error, ImageName, Kind, Manifest, Result, SegmentEntry,
+    SegmentMap,
 };
 use store::ChunkStore;
 
@@ -45,8 +46,10 @@ pub trait Overlay {
 pub struct Rebuilt {
     /// The layout.
     pub laid_out: LaidOut,
-    /// Bytes of the new version that are no hole.
-    pub data_len: u64,
+    /// What the new version is.
+    pub facts: VersionFacts,
+    /// The entry that tells of its publication.
+    pub record: Option<EntryDigest>,
     /// Bytes of changed blocks.
     pub dirty_len: u64,
 }
@@ -60,6 +63,7 @@ impl Repository {
         rebuild: &Rebuild,
         changes: &dyn Changes,
         lease: &Lease,
+        (image, origin): (&ImageName, &str),
         mut advance: impl FnMut(u64) -> Result<()>,
     ) -> Result<Rebuilt> {
         let mut layout = Layout::new(
@@ -77,11 +81,24 @@ impl Repository {
             layout.push(window)?;
             advance(window.len as u64)
         })?;
-        let laid_out = layout.finish(changes.length())?;
-        let blocks = laid_out.data_block_count + rebuild.whole_data_block_count();
-        let data_len = (parent.facts.data_len + blocks * BLOCK_LEN as u64)
-            .saturating_sub(rebuild.replaced_data_len()?);
-        Ok(Rebuilt { laid_out, data_len, dirty_len })
+        let replaced = rebuild.replaced_data_len()?;
+        let facts = |laid_out: &LaidOut| {
+            let blocks = laid_out.data_block_count + rebuild.whole_data_block_count();
+            VersionFacts {
+                kind: rebuild.parent.kind(),
+                length: changes.length(),
+                data_len: (parent.facts.data_len + blocks * BLOCK_LEN as u64)
+                    .saturating_sub(replaced),
+                content: laid_out.content,
+                layout: laid_out.layout,
+                parent: Some(parent.id.clone()),
+                origin: origin.to_string(),
+            }
+        };
+        let (laid_out, record) = layout.finish_with_record(changes.length(), |laid_out| {
+            self.record_of(image, &facts(laid_out)).map(Some)
+        })?;
+        Ok(Rebuilt { facts: facts(&laid_out), laid_out, record, dirty_len })
     }
 }
 

@@ -19,6 +19,7 @@ mod read;
 mod remove;
 mod report;
 mod run;
+mod scrub;
 mod settings;
 mod show;
 mod stats;
@@ -52,6 +53,7 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
     Report(report::Report),
     Collect(collect::Collect),
@@ -82,6 +84,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
         Command::Report(command) => command.run(&context),
         Command::Collect(command) => command.run(&context),

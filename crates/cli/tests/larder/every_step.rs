@@ -35,7 +35,7 @@ fn gets_through(larder: &Larder, line: &str, calls: &str, nth: u32) -> bool {
 }
 
 /// Kills a command at each step of each kind, from the same start; `check` looks at what is left.
-fn kill_at_each_step(larder: &Larder, line: &str, check: impl Fn(&str)) {
+pub fn kill_at_each_step(larder: &Larder, line: &str, check: impl Fn(&str)) {
     larder.shell("mkdir start && cp -r repo start/ && test ! -e state || cp -r state start/");
     let mut kill_count = 0;
     for (calls, stride) in CALLS {

@@ -12,6 +12,7 @@
 //! | [`commits`] | changes become versions, served or not |
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
 //! | [`many_images`] | thousands of images in the catalog |
@@ -34,6 +35,7 @@ mod memory;
 mod random_lives;
 
 mod round_trips;
+mod scrubs;
 mod survival;
 mod texts;
 mod together;

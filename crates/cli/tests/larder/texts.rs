@@ -43,6 +43,7 @@ const COMMANDS: &[&str] = &[
     "mirrors",
     "commit",
     "run",
+    "scrub",
     "boot-set",
     "report",
     "collect",

@@ -10,10 +10,8 @@
 use std::io::Read;
 use std::time::Duration;
 
-use catalog::{Condition, Publication, VersionFacts, VersionRecord};
-use model::changes::Changes;
+use catalog::{Condition, Publication, VersionRecord};
 use model::{BLOCK_LEN, Error, Kind, Reference, Result, Selector};
-use store::ChunkStore;
 
 use super::patch::{Gather, Patch, too_long};
 use super::place::place;
@@ -93,6 +91,7 @@ impl Repository {
             match self.catalog.publish(lease.id(), &publication) {
                 Ok(version) => {
                     lease.ended();
+                    self.export_names_if_old();
                     let Sums { new_len, stored_len } = sums;
                     let len = patch.len();
                     return Ok(Written { version, offset, len, new_len, stored_len, try_count });
@@ -124,25 +123,24 @@ impl Repository {
         if end.is_none_or(|end| end > model::block::LENGTH_MAX) {
             return Err(too_long(target.operation(), request.image.as_str(), offset));
         }
-        let manifest = self.chunks().manifest(parent.facts.layout)?;
+        let manifest = self.manifest_of(parent)?;
         let (bytes, body) = place(self, &manifest, patch, offset)?;
         let rebuild = Rebuild::new(self, &manifest, &bytes, body.as_ref().map(|body| body as _));
-        let rebuilt = self.rebuild(parent, &rebuild, &bytes, lease, |_| Ok(()))?;
+        let rebuilt = self.rebuild(
+            parent,
+            &rebuild,
+            &bytes,
+            lease,
+            (&request.image, &request.origin),
+            |_| Ok(()),
+        )?;
         let publication = Publication {
             image: request.image.clone(),
-            facts: VersionFacts {
-                kind: manifest.kind(),
-                length: bytes.length(),
-                data_len: rebuilt.data_len,
-                content: rebuilt.laid_out.content,
-                layout: rebuilt.laid_out.layout,
-                parent: Some(parent.id.clone()),
-                origin: request.origin.clone(),
-            },
+            facts: rebuilt.facts,
             based_on: Some((parent.id.clone(), parent.facts.layout)),
             condition: Condition::LatestIs(parent.id.version),
             tag: None,
-            record: None,
+            record: rebuilt.record,
         };
         Ok((publication, rebuilt.laid_out))
     }

@@ -38,8 +38,34 @@ impl Repository {
         let lease = self.readers.share(|| self.begin_lease_for(Purpose::Work))?;
         let record = self.catalog.version(reference)?;
         let chunks = self.chunks();
-        let manifest = chunks.manifest(record.facts.layout)?;
+        let manifest = self.manifest_of(&record).map_err(|error| told_of(&record, error))?;
         Ok(Reader { record, manifest, chunks, _lease: lease })
+    }
+}
+
+/// What is damaged names its versions itself; what is not there can not.
+fn told_of(record: &VersionRecord, error: Error) -> Error {
+    match error.kind() {
+        Kind::NotFound => Error::new(Kind::NotFound, READ, record.id.to_string())
+            .because("a part of it is missing")
+            .caused_by(error),
+        _ => error,
+    }
+}
+
+impl Repository {
+    /// The manifest of a version, which holds what the catalog says.
+    ///
+    /// # Errors
+    /// `Corrupt` where it holds something else: a row of the catalog is damaged.
+    pub(crate) fn manifest_of(&self, record: &VersionRecord) -> Result<Arc<Manifest>> {
+        let manifest = self.chunks().manifest(record.facts.layout)?;
+        match manifest.content() == record.facts.content {
+            true => Ok(manifest),
+            false => Err(Error::new(Kind::Corrupt, READ, record.id.to_string())
+                .because("its manifest is of another content than the catalog says")
+                .hint("`larder scrub` looks for what is damaged")),
+        }
     }
 }
 
@@ -61,6 +87,7 @@ impl Reader {
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.range(offset, buffer.len() as u64)?;
         ranges::read_at(&*self.chunks, &self.manifest, offset, buffer)
+            .map_err(|error| told_of(&self.record, error))
     }
 
     /// Gives the bytes of a range to a sink, verified; holes are gaps. The sink's offsets count from
@@ -89,7 +116,8 @@ impl Reader {
             data_len += bytes.len() as u64;
             progress.advance(bytes.len() as u64);
             Ok(())
-        })?;
+        })
+        .map_err(|error| told_of(&self.record, error))?;
         sink.finish(length)?;
         Ok(data_len)
     }
