@@ -62,6 +62,7 @@ impl CollectEvents for Steps {
             CollectStep::Cutting { chunks } => {
                 ("cutting", format!("cutting {chunks} chunks again"))
             }
+            CollectStep::Copying { packs: 0 } => return,
             CollectStep::Copying { packs } => {
                 ("copying", format!("copying what is live of {packs} packs"))
             }
@@ -116,6 +117,7 @@ fn plan_as_json(plan: &CollectPlan) -> Value {
     let packs = |packs: &repository::collect::plan::PlannedPacks| json!({ "packs": packs.count, "bytes": packs.len, "live_bytes": packs.live_len });
     json!({
         "removable_bytes": plan.removable_len,
+        "removed_bytes": 0,
         "packs": plan.pack_count,
         "pack_bytes": plan.pack_len,
         "live_bytes": plan.live_len,
@@ -138,15 +140,19 @@ fn print_collected(format: Format, collected: &Collected) -> Result<()> {
         tracing::warn!(pack, error = error.chain(), "left as it is; `larder scrub` says more");
     }
     if format == Format::Json {
+        let plan = &collected.plan;
         return print_json(&json!({
-            "removable_bytes": collected.plan.removable_len,
+            "removable_bytes": plan.removable_len,
             "removed_bytes": collected.removed_len,
             "removed_packs": collected.removed_packs,
             "written_bytes": collected.written_len,
             "layouts": collected.layouts,
             "waiting_packs": collected.waiting_packs,
             "damaged_packs": collected.left.len(),
-            "plan": plan_as_json(&collected.plan),
+            "packs": plan.pack_count,
+            "repacked_packs": plan.repack.count,
+            "recut_chunks": plan.recut.half_dead_count + plan.recut.scattered_count,
+            "left_chunks": plan.recut.left_count,
         }));
     }
     print_facts(&[
