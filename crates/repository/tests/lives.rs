@@ -18,9 +18,10 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 }
 
 /// How many seeds are tried, and from where: to repeat a failure, or to look for longer.
-fn seeds(count: u64) -> std::ops::Range<u64> {
+fn seeds(count: u64) -> impl Iterator<Item = u64> {
     let first = number("LARDER_SEED", 1);
-    first..first + number("LARDER_SEEDS", count)
+    // Of two seeds that differ in their lowest bit alone the sequences are the same.
+    (first..first + number("LARDER_SEEDS", count)).map(|seed| 2 * seed)
 }
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -31,7 +32,7 @@ fn number(variable: &str, default: u64) -> u64 {
 fn a_random_life_ends_with_every_version_whole_and_little_more_than_a_fresh_import() {
     for seed in seeds(2) {
         let (_folder, path) = folder();
-        println!("LARDER_SEED={seed}");
+        println!("LARDER_SEED={}", seed / 2);
         let (lived, fresh) = soak(&path, seed, number("LARDER_STEPS", 150), 2 << 20);
         println!("{lived} bytes, fresh {fresh}: {:.3}", lived as f64 / fresh as f64);
         assert!(lived * 100 <= fresh * 125, "seed {seed}: {lived} bytes, fresh {fresh}");
@@ -42,7 +43,7 @@ fn a_random_life_ends_with_every_version_whole_and_little_more_than_a_fresh_impo
 #[test]
 fn clients_at_once_see_every_version_whole_at_any_time() {
     for seed in seeds(2) {
-        println!("LARDER_SEED={seed}");
+        println!("LARDER_SEED={}", seed / 2);
         let (_folder, path) = folder();
         let model = Model::default();
         let repositories: Vec<_> =
