@@ -10,6 +10,7 @@
 //! | [`doors`] | real clients at NBD and FUSE |
 //! | [`commits`] | changes become versions, served or not |
 //! | [`survival`] | `kill -9` of attach, import and commit |
+//! | [`collects`] | bytes given back, beside others and after kills |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
@@ -22,6 +23,7 @@ mod harness;
 mod nbd_client;
 
 mod bad_input;
+mod collects;
 mod commits;
 mod doors;
 mod every_step;
@@ -30,7 +32,6 @@ mod guests;
 mod many_images;
 mod memory;
 mod random_lives;
-
 mod round_trips;
 mod survival;
 mod texts;
