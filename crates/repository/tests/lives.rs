@@ -1,5 +1,7 @@
 //! Random lives: clients that import, commit, clone, remove, hold, read and collect, at once or alone.
 
+#![expect(clippy::print_stdout, reason = "numbers and seeds, shown where a test fails")]
+
 mod support;
 
 use std::path::PathBuf;

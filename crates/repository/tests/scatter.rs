@@ -1,6 +1,8 @@
 //! After many commits of random blocks: a collect brings together what reading in order needs, and
 //! there is nothing left to do for the next.
 
+#![expect(clippy::print_stdout, reason = "numbers and seeds, shown where a test fails")]
+
 mod support;
 
 use std::collections::HashSet;
