@@ -16,8 +16,10 @@
 //! | [`control`] | the protocol of a mirror's control socket: requests, responses, both ends |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`mirrors`] | the mirrors of this host, served or not |
+//! | `boot_sets` | when a boot working set is brought, and when one is recorded |
 //! | `holds` | what keeps a mirror's version readable in the repository |
 
+mod boot_sets;
 pub mod commit;
 pub mod control;
 pub mod doors;

@@ -10,6 +10,7 @@ use model::{Error, Kind, MirrorName, Reference, Result};
 use repository::Repository;
 use serde::Serialize;
 
+use crate::boot_sets::BootWatch;
 use crate::commit::Committer;
 use crate::control::{ControlServer, Handler, Request, Response};
 use crate::doors::{Door, DoorOptions, Doors};
@@ -26,6 +27,8 @@ pub struct AttachRequest {
     pub mirror: MirrorName,
     /// Its doors.
     pub doors: DoorOptions,
+    /// Record what is read, until the mirror is let go, as a working set of this name.
+    pub record: Option<String>,
 }
 
 /// What is said once a mirror is served.
@@ -57,6 +60,7 @@ struct Shared {
     mirror: Arc<Mirror>,
     committer: Arc<Committer>,
     doors: Mutex<Option<Doors>>,
+    boot_watch: Mutex<Option<BootWatch>>,
     ending: Mutex<Ending>,
     changed: Condvar,
 }
@@ -86,7 +90,7 @@ impl Owner {
         request: &AttachRequest,
     ) -> Result<Self> {
         let (mirror, is_new) = open_mirror(&repository, &state, request)?;
-        let served = Self::serve(repository.clone(), state.clone(), mirror.clone(), &request.doors);
+        let served = Self::serve(repository.clone(), state.clone(), mirror.clone(), request);
         served.inspect_err(|_| {
             // The error that matters is the first; a mirror that was not there before goes again.
             let _ = mirror.close();
@@ -100,8 +104,10 @@ impl Owner {
         repository: Repository,
         state: StateFolder,
         mirror: Arc<Mirror>,
-        options: &DoorOptions,
+        request: &AttachRequest,
     ) -> Result<Self> {
+        // Before the doors open: what the guest reads first is on its way then.
+        let boot_watch = BootWatch::start(&repository, &mirror, request.record.as_deref())?;
         let committer = Arc::new(Committer::new(repository.clone(), mirror.clone()));
         let tree = {
             let (repository, state) = (repository.clone(), state.clone());
@@ -111,7 +117,7 @@ impl Owner {
             }
         };
         let device: Arc<dyn Device> = mirror.clone();
-        let doors = Doors::open(options, mirror.name(), &device, tree)?;
+        let doors = Doors::open(&request.doors, mirror.name(), &device, tree)?;
         let socket = control_socket(&state, mirror.name());
         let shared = Arc::new(Shared {
             repository,
@@ -119,6 +125,7 @@ impl Owner {
             mirror,
             committer,
             doors: Mutex::new(Some(doors)),
+            boot_watch: Mutex::new(boot_watch),
             ending: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -216,6 +223,7 @@ impl Shared {
     fn close(&self, discard: bool) -> Result<()> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).take();
         let doors_closed = doors.map_or(Ok(()), Doors::close);
+        drop(self.boot_watch.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.committer.close();
         let asked = self.ending.lock().unwrap_or_else(PoisonError::into_inner).asked;
         let name = self.mirror.name().clone();

@@ -155,7 +155,12 @@ impl Mirror {
             let piece = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
             match source {
                 Source::Zero => piece.fill(0),
-                Source::Base => self.read_file(&*self.view.base.data, piece, at)?,
+                Source::Base => {
+                    if self.view.recorder.is_active() {
+                        self.view.recorder.note(blocks_of(at, stop - at));
+                    }
+                    self.read_file(&*self.view.base.data, piece, at)?;
+                }
                 Source::Overlay(file) => {
                     saw_overlay = true;
                     self.read_file(&*self.files[file], piece, at)?;

@@ -16,18 +16,21 @@
 //! each then tries itself. On a full disk blocks are served without being kept.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
 
 use crate::background::Background;
 use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
+use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
 use crate::plan::BaseBlock;
 use crate::readahead::Readahead;
+use crate::recorder::Recorder;
 use crate::segments::SegmentTable;
 
 /// A base and a way to complete it by one layout.
@@ -41,6 +44,10 @@ pub(crate) struct BaseView {
     background: Arc<Background>,
     pub(crate) readahead: Readahead,
     fetched_bytes: AtomicU64,
+    has_boot: AtomicBool,
+    boot: Mutex<Option<Arc<Boot>>>,
+    pub(crate) boot_counts: BootCounts,
+    pub(crate) recorder: Recorder,
 }
 
 /// How often one read follows the content to a new layout.
@@ -122,6 +129,10 @@ impl BaseView {
             background,
             readahead: Readahead::default(),
             fetched_bytes: AtomicU64::new(0),
+            has_boot: AtomicBool::new(false),
+            boot: Mutex::default(),
+            boot_counts: BootCounts::default(),
+            recorder: Recorder::default(),
         })
     }
 
@@ -236,6 +247,9 @@ impl BaseView {
             self.by_layout(|layout| {
                 let map = self.map(layout, segment)?;
                 while let Some(missing) = bits.first_missing(range.start, range.end) {
+                    if self.bring_by_boot_set(segment, missing) {
+                        continue;
+                    }
                     let chunk = self.run_at(map, segment, missing)?.chunk;
                     self.fetch(segment, bits, map, chunk)?;
                 }
@@ -286,10 +300,37 @@ impl BaseView {
             written += bytes.len() as u64;
         }
         self.base.mark_present(segment, bits, &added);
-        if self.base.count_fetched(written) {
+        self.count_kept(written);
+        Ok(())
+    }
+
+    /// Counts bytes that were written into the base; now and then a checkpoint is due.
+    pub(crate) fn count_kept(&self, len: u64) {
+        if self.base.count_fetched(len) {
             self.background.checkpoint(&self.base);
         }
-        Ok(())
+    }
+
+    /// The boot working set that is on its way.
+    pub(crate) fn boot(&self) -> Option<Arc<Boot>> {
+        match self.has_boot.load(Ordering::Acquire) {
+            true => self.boot.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            false => None,
+        }
+    }
+
+    pub(crate) fn use_boot(&self, boot: Option<Arc<Boot>>) {
+        let mut slot = self.boot.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_boot.store(boot.is_some(), Ordering::Release);
+        *slot = boot;
+    }
+
+    /// Reads pieces of a boot working set. Their blocks are not verified.
+    pub(crate) fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        let bytes = self.store.boot_pieces(pieces)?;
+        let len: usize = bytes.iter().map(Vec::len).sum();
+        self.fetched_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk> {

@@ -18,12 +18,14 @@
 //! | `chunks` | chunks that were used a moment ago |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
+//! | `boot`, `recorder` | bringing a boot working set; noting what one is |
 //! | `segments` | something kept for each touched segment |
 //!
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 
 mod background;
 mod base;
+mod boot;
 mod chunks;
 pub mod device;
 mod extents;
@@ -36,12 +38,14 @@ pub mod mirror;
 mod overlay;
 mod plan;
 mod readahead;
+mod recorder;
 pub mod seal;
 mod segments;
 pub mod state_folder;
 pub mod view;
 
 pub use mirror::{Mirror, Statistics};
+pub use recorder::Recording;
 pub use seal::Sealed;
 pub use state_folder::{Binding, MirrorSummary, StateFolder};
 pub use view::ReadOnlyView;

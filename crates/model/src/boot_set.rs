@@ -142,7 +142,9 @@ impl BootSet {
 mod tests {
     use super::*;
 
-    fn parts() -> (Vec<BootSource>, Vec<BootRead>, Vec<BootPiece>) {
+    type Parts = (Vec<BootSource>, Vec<BootRead>, Vec<BootPiece>);
+
+    fn parts() -> Parts {
         let blocks: Vec<BlockDigest> = (1..5).map(|byte| BlockDigest([byte; 32])).collect();
         let source = BootSource { chunk: ChunkDigest::of(&blocks), blocks };
         let read = |first_block, block_count, first_in_chunk| BootRead {
@@ -157,20 +159,19 @@ mod tests {
     #[test]
     fn parts_that_do_not_fit_together_are_no_set() {
         let (sources, reads, pieces) = parts();
-        let with =
-            |change: &dyn Fn(&mut Vec<BootSource>, &mut Vec<BootRead>, &mut Vec<BootPiece>)| {
-                let (mut sources, mut reads, mut pieces) = parts();
-                change(&mut sources, &mut reads, &mut pieces);
-                BootSet::new(sources, reads, pieces)
-            };
+        let with = |change: &dyn Fn(&mut Parts)| {
+            let mut changed = parts();
+            change(&mut changed);
+            BootSet::new(changed.0, changed.1, changed.2)
+        };
         assert_eq!(BootSet::new(sources, reads, pieces).unwrap().block_count(), 3);
-        assert!(with(&|sources, _, _| sources[0].blocks[3] = BlockDigest([9; 32])).is_none());
-        assert!(with(&|_, reads, _| reads[0].first_in_chunk = 3).is_none());
-        assert!(with(&|_, reads, _| reads[0].source = 1).is_none());
-        assert!(with(&|_, reads, _| reads[1].read.first_block = 10).is_none(), "read twice");
-        assert!(with(&|_, reads, _| reads[1].read.first_block = u64::MAX).is_none());
-        assert!(with(&|_, reads, _| reads[0].read.first_block = 16383).is_none(), "two segments");
-        assert!(with(&|_, _, pieces| pieces[0].block_count = 2).is_none());
-        assert!(with(&|_, _, pieces| pieces.clear()).is_none());
+        assert!(with(&|parts| parts.0[0].blocks[3] = BlockDigest([9; 32])).is_none());
+        assert!(with(&|parts| parts.1[0].first_in_chunk = 3).is_none());
+        assert!(with(&|parts| parts.1[0].source = 1).is_none());
+        assert!(with(&|parts| parts.1[1].read.first_block = 10).is_none(), "read twice");
+        assert!(with(&|parts| parts.1[1].read.first_block = u64::MAX).is_none());
+        assert!(with(&|parts| parts.1[0].read.first_block = 16383).is_none(), "two segments");
+        assert!(with(&|parts| parts.2[0].block_count = 2).is_none());
+        assert!(with(&|parts| parts.2.clear()).is_none());
     }
 }

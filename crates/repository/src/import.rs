@@ -10,7 +10,7 @@ use model::progress::{Cancel, Progress};
 use model::source::DiskSource;
 use model::{BLOCK_LEN, ContentDigest, Error, ImageName, Kind, Result, TagName, VersionKind};
 
-use catalog::{Condition, Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, LeaseId, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{LaidOut, Layout, Plan};
 use crate::lease::{Lease, Purpose};
@@ -136,12 +136,16 @@ impl Repository {
     }
 
     pub(crate) fn destination(&self, lease: &Lease) -> Destination {
+        self.destination_of(lease.id())
+    }
+
+    pub(crate) fn destination_of(&self, lease: LeaseId) -> Destination {
         Destination {
             catalog: self.catalog.clone(),
             packs: self.packs.clone(),
             entropy: self.entropy.clone(),
             realm: self.realm.clone(),
-            lease: lease.id(),
+            lease,
             compression_level: self.settings.compression_level,
         }
     }

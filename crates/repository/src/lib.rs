@@ -20,6 +20,7 @@
 //! 2. A writer that fails leaves nothing behind but what another writer may have come to use.
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
+pub mod boot_set;
 pub mod chunks;
 pub mod collect;
 pub mod commit;
@@ -36,6 +37,7 @@ pub mod settings;
 pub mod statistics;
 mod windows;
 
+pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
 pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};

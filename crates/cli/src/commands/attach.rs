@@ -35,6 +35,9 @@ pub struct Attach {
     /// Take no writes at any door.
     #[arg(long)]
     read_only: bool,
+    /// Record what is read, until the mirror is detached, as a working set of this name.
+    #[arg(long, value_name = "NAME")]
+    record: Option<String>,
     /// Serve in the background; return once it serves.
     #[arg(long)]
     detach: bool,
@@ -70,6 +73,7 @@ impl Attach {
                 reference: self.reference,
                 mirror: self.mirror,
                 doors: DoorOptions { nbd: self.nbd, fuse: self.fuse, read_only: self.read_only },
+                record: self.record,
             },
         )?;
         print_ready(&owner.ready(), context.format)?;

@@ -1,6 +1,7 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod boot_set;
 mod clone;
 mod collect;
 mod commit;
@@ -44,6 +45,7 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    BootSet(boot_set::BootSet),
     Collect(collect::Collect),
     Stats(stats::Stats),
     Settings(settings::Settings),
@@ -69,6 +71,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::BootSet(command) => command.run(&context),
         Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),

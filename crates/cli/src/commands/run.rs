@@ -65,6 +65,7 @@ impl Run {
                     fuse: None,
                     read_only: false,
                 },
+                record: None,
             },
         )?;
         let drive =

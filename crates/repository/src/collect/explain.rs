@@ -175,7 +175,7 @@ impl Search<'_> {
             return Ok(false);
         }
         for set in &root.boot_sets {
-            let set = self.repository.chunks().boot_set_alone(*set);
+            let set = self.repository.chunks().boot_set(*set);
             let set = set.map_err(|error| of_version(root, error))?;
             if set.pieces().iter().any(|piece| piece.digest == self.digest) {
                 return Ok(true);

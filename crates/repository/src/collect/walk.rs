@@ -132,7 +132,7 @@ impl Walk<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         let needs = |root: &Root, _: Option<&Manifest>| root.boot_sets.contains(digest);
-        let set = self.repository.chunks().boot_set_alone(*digest);
+        let set = self.repository.chunks().boot_set(*digest);
         let set = set.map_err(|error| unreadable(self.repository, error, needs))?;
         let pieces = set.pieces().iter().map(|piece| &piece.digest);
         Ok(std::iter::once(digest).chain(pieces).try_for_each(|entry| self.visitor.entry(entry)))
