@@ -9,17 +9,20 @@
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
 //! | [`boot`] | which machine boots soonest |
+//! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
+//! | [`soak`] | a long random life of a repository |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
 mod boot;
+mod collect;
 mod commit;
 mod doors;
 mod import;
@@ -31,6 +34,7 @@ mod publish;
 mod qemu_nbd;
 mod replay;
 mod rows;
+mod soak;
 mod stored;
 mod yardstick;
 
@@ -49,6 +53,8 @@ const BENCHES: &[Bench] = &[
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
+    collect::BENCH,
+    soak::BENCH,
     boot::BENCH,
     yardstick::BENCH,
 ];
