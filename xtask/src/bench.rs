@@ -8,6 +8,7 @@
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
+//! | [`blob`] | many writers and readers of byte ranges at once |
 //! | [`boot`] | which machine boots soonest |
 //! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
@@ -21,6 +22,7 @@
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
+mod blob;
 mod boot;
 mod collect;
 mod commit;
@@ -55,6 +57,7 @@ const BENCHES: &[Bench] = &[
     commit::BENCH,
     collect::BENCH,
     soak::BENCH,
+    blob::BENCH,
     boot::BENCH,
     yardstick::BENCH,
 ];

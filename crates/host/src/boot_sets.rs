@@ -1,4 +1,4 @@
-//! When a boot working set is brought, when one is recorded, and when a boot is over.
+//! When a boot working set is brought, when one is recorded, and when a boot is over; the report of it.
 //!
 //! ```text
 //! attach ─► a set is known? ──► prefetch
@@ -12,10 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mirror::{Mirror, Recording};
+use mirror::{Mirror, Recording, StateFolder};
 use model::boot_set::BOOT;
 use model::{BLOCK_LEN, Kind, Result, VersionId};
 use repository::Repository;
+
+use crate::report::Report;
 
 /// A boot is over when the guest has read nothing new for this long.
 const QUIET: Duration = Duration::from_secs(10);
@@ -41,11 +43,14 @@ pub(crate) struct BootWatch {
 /// What is recorded, for whom.
 struct Watched {
     repository: Repository,
+    state: StateFolder,
     mirror: Arc<Mirror>,
     version: VersionId,
     name: String,
     /// True where somebody asked for the record: then all that is read until the mirror is let go.
     is_asked_for: bool,
+    /// False where the version's set is good enough: then only the report is written.
+    is_wanted: bool,
 }
 
 impl BootWatch {
@@ -53,6 +58,7 @@ impl BootWatch {
     /// given until the mirror is let go, otherwise the boot.
     pub(crate) fn start(
         repository: &Repository,
+        state: &StateFolder,
         mirror: &Arc<Mirror>,
         record: Option<&str>,
     ) -> Result<Option<Self>> {
@@ -68,16 +74,16 @@ impl BootWatch {
         if let Some(known) = &known {
             mirror.prefetch_boot_set(known.set.clone());
         }
-        if record.is_none() && is_settled {
-            return Ok(None);
-        }
+        // What is not kept as a set is told in the report all the same.
         mirror.start_recording();
         let watched = Watched {
             repository: repository.clone(),
+            state: state.clone(),
             mirror: mirror.clone(),
             version: version.id,
             name: record.unwrap_or(BOOT).to_string(),
             is_asked_for: record.is_some(),
+            is_wanted: record.is_some() || !is_settled,
         };
         let ended = Arc::new((Mutex::new(false), Condvar::new()));
         let thread = std::thread::spawn({
@@ -106,6 +112,7 @@ impl Watched {
             match (*is_ended, self.is_asked_for) {
                 // A boot that was cut off is none.
                 (true, false) => {
+                    self.report();
                     self.mirror.stop_recording();
                     return;
                 }
@@ -113,6 +120,7 @@ impl Watched {
                 (false, false) if over => break,
                 (false, _) => {}
             }
+            self.report();
             is_ended = ended
                 .1
                 .wait_timeout_while(is_ended, LOOK, |ended| !*ended)
@@ -123,10 +131,17 @@ impl Watched {
         self.store();
     }
 
+    fn report(&self) {
+        let fetched_bytes = self.repository.chunks().read_len();
+        let report = Report::of(&self.mirror, fetched_bytes, &self.mirror.recorded());
+        report.write(&self.state, self.mirror.name());
+    }
+
     fn store(&self) {
+        self.report();
         let blocks = self.mirror.recording().map_or(0, |recording| recording.block_count);
         let reads = self.mirror.stop_recording();
-        if blocks < BLOCKS_MIN && !self.is_asked_for {
+        if !self.is_wanted || blocks < BLOCKS_MIN && !self.is_asked_for {
             return;
         }
         match self.repository.record_boot_set(&self.version, &self.name, &reads) {

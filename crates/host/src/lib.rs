@@ -16,6 +16,7 @@
 //! | [`control`] | the protocol of a mirror's control socket: requests, responses, both ends |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`mirrors`] | the mirrors of this host, served or not |
+//! | [`report`], `report_picture` | what a boot fetched and waited for, as data and as a picture |
 //! | `boot_sets` | when a boot working set is brought, and when one is recorded |
 //! | `holds` | what keeps a mirror's version readable in the repository |
 
@@ -26,6 +27,8 @@ pub mod doors;
 mod holds;
 pub mod mirrors;
 pub mod owner;
+pub mod report;
+mod report_picture;
 pub mod tree;
 
 pub use commit::{CommitOptions, Outcome};

@@ -107,7 +107,7 @@ impl Owner {
         request: &AttachRequest,
     ) -> Result<Self> {
         // Before the doors open: what the guest reads first is on its way then.
-        let boot_watch = BootWatch::start(&repository, &mirror, request.record.as_deref())?;
+        let boot_watch = BootWatch::start(&repository, &state, &mirror, request.record.as_deref())?;
         let committer = Arc::new(Committer::new(repository.clone(), mirror.clone()));
         let tree = {
             let (repository, state) = (repository.clone(), state.clone());

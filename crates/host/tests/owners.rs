@@ -149,7 +149,7 @@ fn what_a_mirror_records_is_brought_to_the_next_one() {
     assert_eq!((firsts[0], found.set.block_count()), ((6 << 20) / 4096, 128));
     // Another host, where nothing is present yet.
     let elsewhere = StateFolder::new(Arc::new(RealFileSystem), folder.path().join("elsewhere"));
-    let owner = Owner::start(repository.clone(), elsewhere, &request(None)).unwrap();
+    let owner = Owner::start(repository.clone(), elsewhere.clone(), &request(None)).unwrap();
     let start = std::time::Instant::now();
     while owner.mirror().statistics().prefetched_bytes < 512 << 10 {
         assert!(start.elapsed().as_secs() < 60, "{:?}", owner.mirror().statistics());
@@ -157,7 +157,11 @@ fn what_a_mirror_records_is_brought_to_the_next_one() {
     }
     owner.mirror().read(6 << 20, &mut buffer).unwrap();
     assert!(buffer == bytes[6 << 20..][..256 << 10]);
-    owner.stop(true).unwrap();
+    owner.stop(false).unwrap();
+    let report = host::report::Report::read(&elsewhere, &name()).unwrap();
+    assert_eq!((report.prefetched_bytes, report.prefetch_used_bytes), (512 << 10, 256 << 10));
+    assert_eq!((report.waits, report.from_chunks_bytes), (0, 0));
+    assert!(report.fetched_bytes > 0 && report.read_bytes == 256 << 10);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use model::{BLOCK_LEN, BlockDigest, Error, Result};
 
 use crate::base::{FetchKey, PresentBits};
 use crate::fetch::BaseView;
+use crate::journal::Origin;
 
 /// Pieces that are fetched in one request: 1 MiB of plain bytes.
 const PIECES_PER_UNIT: usize = 4;
@@ -177,6 +178,7 @@ impl BaseView {
         if !planned.iter().any(is_missing) {
             return Ok(());
         }
+        let began = self.journal.now();
         let first = unit * PIECES_PER_UNIT;
         let pieces = boot.set.pieces();
         let pieces = &pieces[first..(first + PIECES_PER_UNIT).min(pieces.len())];
@@ -189,13 +191,20 @@ impl BaseView {
             planned.iter().zip(bytes.chunks_exact(BLOCK_LEN)).filter(|(planned, bytes)| {
                 is_missing(planned) && BlockDigest::of(bytes) == planned.digest
             });
-        self.keep(wanted)
+        let kept = self.keep(wanted)?;
+        self.journal.brought(kept.iter().copied());
+        let len = (kept.len() * BLOCK_LEN) as u64;
+        self.boot_counts.brought.fetch_add(len, Ordering::Relaxed);
+        self.journal.fetched(began, Origin::BootSet, planned[0].block, len);
+        self.count_kept(len);
+        Ok(())
     }
 
     /// Writes blocks into the base, then marks them present: together those that follow each other.
-    fn keep<'a>(&self, blocks: impl Iterator<Item = (&'a Planned, &'a [u8])>) -> Result<()> {
+    /// Returns which those were.
+    fn keep<'a>(&self, blocks: impl Iterator<Item = (&'a Planned, &'a [u8])>) -> Result<Vec<u64>> {
         let mut added: BTreeMap<u32, PresentBits> = BTreeMap::new();
-        let mut brought = 0;
+        let mut kept = Vec::new();
         let mut run: Vec<u8> = Vec::new();
         let mut end = 0;
         let write = |run: &mut Vec<u8>, end: u64| {
@@ -214,15 +223,13 @@ impl BaseView {
             end = planned.block + 1;
             let (segment, block) = split(planned.block);
             added.entry(segment).or_insert_with(PresentBits::none).add(block, block + 1);
-            brought += BLOCK_LEN as u64;
+            kept.push(planned.block);
         }
         write(&mut run, end)?;
         for (segment, bits) in added {
             self.base.mark_present(segment, self.segment(segment), &bits);
         }
-        self.boot_counts.brought.fetch_add(brought, Ordering::Relaxed);
-        self.count_kept(brought);
-        Ok(())
+        Ok(kept)
     }
 }
 

@@ -181,8 +181,11 @@ impl Mirror {
     }
 
     fn fetch(&self, start: u64, end: u64) -> Result<()> {
+        let began = self.view.journal.now();
         self.view.missed(start, end - start);
-        self.view.ensure_present(blocks_of(start, end - start))
+        let fetched = self.view.ensure_present(blocks_of(start, end - start));
+        self.view.journal.waited(began, start, end - start);
+        fetched
     }
 
     fn segment_states(&self, segment: u32) -> &OverlaySegment {

@@ -28,6 +28,7 @@ use crate::background::Background;
 use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
 use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
+use crate::journal::{Journal, Origin};
 use crate::plan::BaseBlock;
 use crate::readahead::Readahead;
 use crate::recorder::Recorder;
@@ -48,6 +49,7 @@ pub(crate) struct BaseView {
     boot: Mutex<Option<Arc<Boot>>>,
     pub(crate) boot_counts: BootCounts,
     pub(crate) recorder: Recorder,
+    pub(crate) journal: Journal,
 }
 
 /// How often one read follows the content to a new layout.
@@ -133,6 +135,7 @@ impl BaseView {
             boot: Mutex::default(),
             boot_counts: BootCounts::default(),
             recorder: Recorder::default(),
+            journal: Journal::new(),
         })
     }
 
@@ -286,6 +289,9 @@ impl BaseView {
         if wanted.is_empty() {
             return Ok(());
         }
+        let began = self.journal.now();
+        let first_block =
+            u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT) + u64::from(wanted[0].first_block);
         let chunk = self.chunk(digest)?;
         let mut added = PresentBits::none();
         let mut written = 0;
@@ -300,6 +306,7 @@ impl BaseView {
             written += bytes.len() as u64;
         }
         self.base.mark_present(segment, bits, &added);
+        self.journal.fetched(began, Origin::Chunk, first_block, written);
         self.count_kept(written);
         Ok(())
     }

@@ -19,6 +19,7 @@
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
 //! | `boot`, `recorder` | bringing a boot working set; noting what one is |
+//! | [`journal`] | what was fetched and waited for |
 //! | `segments` | something kept for each touched segment |
 //!
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
@@ -32,6 +33,7 @@ mod extents;
 mod fetch;
 mod flights;
 pub mod flush;
+pub mod journal;
 mod live;
 mod log;
 pub mod mirror;
@@ -44,6 +46,7 @@ mod segments;
 pub mod state_folder;
 pub mod view;
 
+pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
 pub use recorder::Recording;
 pub use seal::Sealed;

@@ -36,6 +36,7 @@ use store::ChunkStore;
 
 use crate::fetch::{BaseView, by_segment};
 use crate::flush::FlushGroup;
+use crate::journal::JournalEntries;
 use crate::live::LiveStates;
 use crate::log::{MirrorLog, read_log};
 use crate::overlay::{OverlaySegment, place_in};
@@ -311,7 +312,26 @@ impl Mirror {
 
     /// Ends the recording. Returns what was read, in order.
     pub fn stop_recording(&self) -> Vec<FirstRead> {
+        self.view.journal.forget_brought();
         self.view.recorder.stop()
+    }
+
+    /// What was recorded so far, in order.
+    pub fn recorded(&self) -> Vec<FirstRead> {
+        self.view.recorder.reads()
+    }
+
+    /// What was fetched and waited for since it was opened.
+    pub fn journal(&self) -> JournalEntries {
+        self.view.journal.entries()
+    }
+
+    /// Plain bytes of these reads that a boot working set had brought.
+    pub fn brought_by_set(&self, reads: &[FirstRead]) -> u64 {
+        let blocks = |read: &FirstRead| {
+            read.first_block..read.first_block.saturating_add(read.block_count.into())
+        };
+        self.view.journal.used(reads.iter().flat_map(blocks)) * BLOCK_LEN as u64
     }
 
     /// Brings the blocks of a boot working set in the background, as far as the version has them.

@@ -89,6 +89,11 @@ impl Recorder {
         })
     }
 
+    /// What was read so far, in order.
+    pub(crate) fn reads(&self) -> Vec<FirstRead> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).reads.clone()
+    }
+
     /// Ends it. Returns what was read, in order.
     pub(crate) fn stop(&self) -> Vec<FirstRead> {
         self.is_active.store(false, Ordering::Relaxed);

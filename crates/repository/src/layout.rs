@@ -50,6 +50,17 @@ pub struct LaidOut {
     pub written: Written,
 }
 
+/// Segments without a version that they belong to.
+#[derive(Clone, Debug)]
+pub struct LaidOutSegments {
+    /// The segments that were laid out and hold data, ascending, and how many of their blocks do.
+    pub segments: Vec<(SegmentEntry, u64)>,
+    /// Blocks that the repository did not have.
+    pub new_block_count: u64,
+    /// Packs written.
+    pub written: Written,
+}
+
 /// Lays out one version.
 pub struct Layout<'a> {
     plan: Plan<'a>,
@@ -58,7 +69,7 @@ pub struct Layout<'a> {
     packer: Packer,
     draft: Option<SegmentDraft>,
     pending: Vec<PendingSegment>,
-    entries: Vec<SegmentEntry>,
+    entries: Vec<(SegmentEntry, u64)>,
     lease: LeaseId,
     written_maps: HashSet<[u8; DIGEST_LEN]>,
     pack_data_len: u64,
@@ -193,7 +204,7 @@ impl<'a> Layout<'a> {
             self.put_unknown(EntryKind::SegmentMap, digest.0, bytes)?;
             let entry =
                 SegmentEntry { segment: pending.segment, content: pending.content, map: digest };
-            self.entries.push(entry);
+            self.entries.push((entry, pending.data_block_count));
         }
         Ok(())
     }
@@ -221,10 +232,9 @@ impl<'a> Layout<'a> {
         if let Some(draft) = &mut self.draft {
             draft.truncate(blocks_in_segment(length, draft.segment()));
         }
-        self.end_segment()?;
-        self.seal_chunk()?;
-        self.write_maps()?;
-        let mut segments = std::mem::take(&mut self.entries);
+        self.end_segments()?;
+        let mut segments: Vec<SegmentEntry> =
+            self.entries.iter().map(|(entry, _)| *entry).collect();
         segments.append(&mut self.plan.kept);
         segments.sort_unstable_by_key(|entry| entry.segment);
         let manifest = Manifest::new(self.plan.kind, length, segments)
@@ -242,5 +252,21 @@ impl<'a> Layout<'a> {
             new_block_count: self.new_block_count,
             written,
         })
+    }
+
+    /// Ends the layout of segments that no version has yet: they are durable when this returns, and
+    /// stay as long as the lease.
+    pub fn finish_segments(mut self) -> Result<LaidOutSegments> {
+        self.end_segments()?;
+        let mut segments = self.entries;
+        segments.sort_unstable_by_key(|(entry, _)| entry.segment);
+        let written = self.packer.finish()?;
+        Ok(LaidOutSegments { segments, new_block_count: self.new_block_count, written })
+    }
+
+    fn end_segments(&mut self) -> Result<()> {
+        self.end_segment()?;
+        self.seal_chunk()?;
+        self.write_maps()
     }
 }

@@ -10,16 +10,20 @@
 //! |---|---|
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
+//! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
+//! | `rebuild` | a version made out of another: what is kept, what is laid out anew |
+//! | `ranges` | windows of a version, read and verified on all cores |
 //!
 //! **Invariants**
 //! 1. Nothing refers to bytes that are not durable: pack, then catalog row, then version.
 //! 2. A writer that fails leaves nothing behind but what another writer may have come to use.
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
+pub mod blob;
 pub mod boot_set;
 pub mod chunks;
 pub mod collect;
@@ -32,11 +36,15 @@ mod layout;
 mod lease;
 mod lists;
 mod packer;
+mod ranges;
+mod rebuild;
 pub mod repository;
 pub mod settings;
 pub mod statistics;
 mod windows;
 
+pub use blob::read::Reader;
+pub use blob::write::{WriteRequest, Written};
 pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
 pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};

@@ -64,6 +64,8 @@ pub struct Written {
     pub stored_len: u64,
     /// Packs.
     pub pack_count: u64,
+    /// The last of them.
+    pub last_pack: Option<PackId>,
 }
 
 /// Where packs go.
@@ -213,6 +215,7 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
     })?;
     written.stored_len += pack.stored_len;
     written.pack_count += 1;
+    written.last_pack = Some(id);
     Ok(id)
 }
 

@@ -15,6 +15,7 @@ use env::{Clock, Entropy, FileSystem};
 use model::{Error, Kind, Realm, Result};
 use store::{DirectoryPackStore, PackStore};
 
+use crate::blob::Turns;
 use crate::chunks::RepositoryChunks;
 use crate::lease::TIME_TO_LIVE;
 use crate::lists::PackLists;
@@ -29,6 +30,7 @@ pub struct Repository {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) lists: Arc<PackLists>,
     pub(crate) realm: Realm,
+    pub(crate) turns: Arc<Turns>,
     pub(crate) lease_time: Duration,
     chunks: Arc<RepositoryChunks>,
 }
@@ -126,8 +128,9 @@ impl Repository {
         let realm = Realm::default_realm();
         let lists = Arc::new(PackLists::new(catalog.clone(), packs.clone()));
         let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
-        let (chunks, lease_time) = (Arc::new(chunks), TIME_TO_LIVE);
-        Repository { settings, catalog, packs, entropy, lists, realm, lease_time, chunks }
+        let (turns, chunks) = (Arc::default(), Arc::new(chunks));
+        let lease_time = TIME_TO_LIVE;
+        Repository { settings, catalog, packs, entropy, lists, realm, turns, lease_time, chunks }
     }
 
     /// The same, with leases that die `lease_time` after a process that no longer renews them. All who

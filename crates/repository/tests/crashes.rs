@@ -1,4 +1,4 @@
-//! Power loss at every step of an import and of a commit: the old version or the new one, whole.
+//! Power loss at every step of an import, a commit, a write and an append: the old version or the new one, whole.
 //!
 //! Packs lie on a simulated disk that forgets and reorders what was not synced. The catalog lies in
 //! a real SQLite file, which is opened anew: SQLite's own promise on power loss is taken as it is.
@@ -13,7 +13,9 @@ use env::simulated::SimulatedFileSystem;
 use env::{FileSystem, SeededEntropy, SystemClock};
 use model::progress::{Cancel, Silent};
 use model::{Kind, Result};
-use repository::{CollectLimits, CollectRequest, Collected, CommitRequest, Repository, Settings};
+use repository::{
+    CollectLimits, CollectRequest, Collected, CommitRequest, Repository, Settings, WriteRequest,
+};
 use store::{DirectoryPackStore, PackStore};
 use support::{BytesSink, BytesSource, Difference, disk, request};
 
@@ -194,6 +196,49 @@ fn a_collect_that_loses_power_at_any_step_loses_nothing_and_the_next_one_finishe
             }
         }
     }
+}
+
+/// A write and an append, short ones and long ones, each upon the same disk.
+fn check_patch(length: usize, appends: bool) {
+    let old = disk(6, 3_000_123, 1 << 40);
+    let patch = disk(7, length, 1 << 40);
+    let offset = if appends { old.len() } else { 100_001 };
+    let mut new = old.clone();
+    new.resize(new.len().max(offset + length), 0);
+    new[offset..offset + length].copy_from_slice(&patch);
+    for error in [EIO, ENOSPC] {
+        check(
+            error,
+            |repository| {
+                let cancel = Cancel::new();
+                let request = WriteRequest {
+                    image: "web".parse()?,
+                    origin: "test".into(),
+                    progress: &Silent,
+                    cancel: &cancel,
+                };
+                let mut source = patch.as_slice();
+                match appends {
+                    true => repository.append(&mut source, &request).map(drop),
+                    false => repository.write(offset as u64, &mut source, &request).map(drop),
+                }
+            },
+            &old,
+            &new,
+        );
+    }
+}
+
+#[test]
+fn a_write_is_there_whole_or_not_at_all_after_power_loss_at_any_step() {
+    check_patch(10_000, false);
+    check_patch(1_500_000, false);
+}
+
+#[test]
+fn an_append_is_there_whole_or_not_at_all_after_power_loss_at_any_step() {
+    check_patch(10_000, true);
+    check_patch(1_500_000, true);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | [`every_step`] | `kill -9` at each call to the system, one after the other |
 //! | [`full_disks`] | no space left in the middle |
 //! | [`doors`] | real clients at NBD and FUSE |
+//! | [`blobs`] | write, append and read of byte ranges |
 //! | [`commits`] | changes become versions, served or not |
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`collects`] | bytes given back, beside others and after kills |
@@ -24,6 +25,7 @@ mod nbd_client;
 
 mod bad_input;
 mod collects;
+mod blobs;
 mod commits;
 mod doors;
 mod every_step;

@@ -1,0 +1,133 @@
+//! Read: any range of any version, whatever is written meanwhile.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use catalog::VersionRecord;
+use crossbeam_channel::bounded;
+use model::progress::{Cancel, Progress};
+use model::source::DiskSink;
+use model::{Error, Kind, Manifest, Reference, Result};
+use store::ChunkStore;
+
+use crate::chunks::RepositoryChunks;
+use crate::lease::Lease;
+use crate::ranges::{self, Filled};
+use crate::repository::Repository;
+
+const READ: &str = "read";
+
+/// One version, open to be read. What it refers to stays while this lives, also where the version is
+/// removed. Shared by as many threads as like.
+pub struct Reader {
+    record: VersionRecord,
+    manifest: Arc<Manifest>,
+    chunks: Arc<RepositoryChunks>,
+    /// Dropped at the end: until then collect leaves what is read here alone.
+    _lease: Lease,
+}
+
+impl Repository {
+    /// Opens the version that a reference means now. It stays that version, whatever is published
+    /// meanwhile.
+    ///
+    /// Cost: two short transactions, one now and one when it is dropped, and the manifest.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such version.
+    pub fn open_version(&self, reference: &Reference) -> Result<Reader> {
+        let lease = self.begin_lease()?;
+        let record = self.catalog.version(reference)?;
+        let chunks = self.chunks();
+        let manifest = chunks.manifest(record.facts.layout)?;
+        Ok(Reader { record, manifest, chunks, _lease: lease })
+    }
+}
+
+impl Reader {
+    /// The version.
+    pub fn version(&self) -> &VersionRecord {
+        &self.record
+    }
+
+    /// Its length in bytes.
+    pub fn length(&self) -> u64 {
+        self.manifest.length()
+    }
+
+    /// Fills a buffer with the bytes at `offset`, verified; holes are zeros.
+    ///
+    /// # Errors
+    /// `Invalid` where that is not all inside the version; `Corrupt` where the repository is damaged.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.range(offset, buffer.len() as u64)?;
+        ranges::read_at(&*self.chunks, &self.manifest, offset, buffer)
+    }
+
+    /// Gives the bytes of a range to a sink, verified; holes are gaps. The sink's offsets count from
+    /// the start of the range. Returns how many bytes were no holes.
+    ///
+    /// Cost: memory for four windows of 16 MiB, whatever the length; windows are read while the one
+    /// before is written.
+    ///
+    /// # Errors
+    /// `Invalid` where the range is not all inside the version; those of the sink, of which nothing
+    /// is left then; `Corrupt` where the repository is damaged; `Cancelled`.
+    pub fn read(
+        &self,
+        offset: u64,
+        length: u64,
+        mut sink: Box<dyn DiskSink>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<u64> {
+        let range = self.range(offset, length)?;
+        let subject = self.record.id.to_string();
+        let mut data_len = 0;
+        let (send, receive) = bounded(2);
+        std::thread::scope(|scope| {
+            let (chunks, manifest) = (&*self.chunks, &*self.manifest);
+            let reader = scope.spawn(move || {
+                // A closed channel means that the writer has failed; its error is returned there.
+                ranges::read_range(chunks, manifest, range, |filled| send.send(filled).is_ok())
+            });
+            let written = receive.iter().try_for_each(|filled: Filled| {
+                cancel.check(READ, &subject)?;
+                sink.write(filled.offset - offset, &filled.bytes)?;
+                data_len += filled.bytes.len() as u64;
+                progress.advance(filled.bytes.len() as u64);
+                Ok(())
+            });
+            drop(receive);
+            let was_read = reader.join().unwrap_or_else(|_| {
+                Err(Error::new(Kind::Bug, READ, &subject)
+                    .because("the thread that reads ended early"))
+            });
+            written.and(was_read)
+        })?;
+        sink.finish(length)?;
+        Ok(data_len)
+    }
+
+    /// Passes where a range is all inside the version.
+    ///
+    /// # Errors
+    /// `Invalid`: the error says how long the version is.
+    pub fn check_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.range(offset, length).map(drop)
+    }
+
+    fn range(&self, offset: u64, length: u64) -> Result<Range<u64>> {
+        let end = offset.checked_add(length).filter(|end| *end <= self.length());
+        end.map(|end| offset..end).ok_or_else(|| {
+            let what = match length {
+                1 => "1 byte".to_string(),
+                _ => format!("{length} bytes"),
+            };
+            Error::new(Kind::Invalid, READ, self.record.id.to_string()).because(format!(
+                "{what} from {offset} on reach beyond its end; it has {} bytes",
+                self.length()
+            ))
+        })
+    }
+}
