@@ -24,8 +24,8 @@ mod harness;
 mod nbd_client;
 
 mod bad_input;
-mod collects;
 mod blobs;
+mod collects;
 mod commits;
 mod doors;
 mod every_step;
