@@ -70,6 +70,8 @@ pub(super) struct Candidate {
 pub(super) enum Why {
     /// Half of it or more is referred to by nothing.
     HalfDead,
+    /// A quarter of it or more is referred to by nothing.
+    PartlyDead,
     /// Its blocks lie far apart wherever it is used, and one that uses it is fragmented.
     Sparse,
 }
@@ -186,6 +188,7 @@ fn candidate(
     let why = match live_blocks * 2 <= block_count {
         true => Why::HalfDead,
         false if used.in_fragmented && used.is_sparse(live_blocks, chunk_blocks) => Why::Sparse,
+        false if live_blocks * 4 <= block_count * 3 => Why::PartlyDead,
         false => return None,
     };
     let (digest, pack) = (place.entry.digest, place.pack);
