@@ -12,6 +12,7 @@
 //! | [`blob`] | many writers and readers of byte ranges at once |
 //! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`boot`] | which machine boots soonest |
+//! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`corpus`] | eight images, and what is in them |
 //! | [`dedup`] | duplicates that the bounded index finds, against its memory |
@@ -21,6 +22,7 @@
 //! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`ratio`] | what is there once, by how it is cut |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
+//! | [`soak`] | a long random life of a repository |
 //! | [`stored`] | how many bytes two like images take |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
@@ -31,6 +33,7 @@ mod blocks;
 mod boot;
 #[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
 mod chart;
+mod collect;
 mod commit;
 mod corpus;
 mod dedup;
@@ -46,6 +49,7 @@ mod qemu_nbd;
 mod ratio;
 mod replay;
 mod rows;
+mod soak;
 mod stored;
 mod yardstick;
 
@@ -68,6 +72,8 @@ const BENCHES: &[Bench] = &[
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
+    collect::BENCH,
+    soak::BENCH,
     blob::BENCH,
     boot::BENCH,
     yardstick::BENCH,

@@ -11,6 +11,7 @@
 //! | [`blobs`] | write, append and read of byte ranges |
 //! | [`commits`] | changes become versions, served or not |
 //! | [`survival`] | `kill -9` of attach, import and commit |
+//! | [`collects`] | bytes given back, beside others and after kills |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
@@ -25,6 +26,7 @@ mod nbd_client;
 
 mod bad_input;
 mod blobs;
+mod collects;
 mod commits;
 mod doors;
 mod every_step;
@@ -33,7 +35,6 @@ mod guests;
 mod many_images;
 mod memory;
 mod random_lives;
-
 mod round_trips;
 mod scrubs;
 mod survival;
