@@ -74,6 +74,10 @@ const NEEDS: &[Need] = &[
     need("fio", "fio", &[Test, Bench]),
     need("strace", "strace", &[Test]),
     need("casync", "casync", &[Test, Bench]),
+    need("restic", "restic", &[Bench]),
+    need("borg", "borgbackup", &[Bench]),
+    // Without it borg shows no archives.
+    need("/usr/lib/python3/dist-packages/pyfuse3_asyncio.py", "python3-pyfuse3", &[Bench]),
     need("zstd", "zstd", &[Test, Bench]),
 ];
 

@@ -15,7 +15,7 @@ use crate::records::{
 /// Names, versions, hooks, places of chunks, leases.
 ///
 /// Calls may come from many threads and processes at once; each is one transaction, and durable
-/// when it returns. Promises, which [`crate::contract`] tests on every engine:
+/// when it returns, but for counts of attaches and for leases, which mean nothing after power loss. Promises, which [`crate::contract`] tests on every engine:
 ///
 /// 1. A version exists wholly or not at all, and never changes, but for its tags, counts and layout.
 /// 2. Version numbers of an image ascend from 1 in the order of publishing, and are never reused:

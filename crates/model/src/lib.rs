@@ -18,6 +18,7 @@
 //! **Not here**: any I/O, any byte layout.
 
 pub mod block;
+mod block_hashing;
 pub mod boot_set;
 pub mod changes;
 pub mod device;

@@ -14,9 +14,10 @@
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`statistics`] | how much there is |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
-//! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
 //! | `rebuild` | a version made out of another: what is kept, what is laid out anew |
 //! | `ranges` | windows of a version, read and verified on all cores |
+//! | [`duplicates`], [`lists`] | what is known already; in public for benches of the index alone |
+//! | `windows`, `layout`, `packer`, `lease` | the pipeline of whoever writes |
 //!
 //! **Invariants**
 //! 1. Nothing refers to bytes that are not durable: pack, then catalog row, then version.
@@ -29,12 +30,12 @@ pub mod chunks;
 pub mod collect;
 pub mod commit;
 pub mod create;
-mod duplicates;
+pub mod duplicates;
 pub mod export;
 pub mod import;
 mod layout;
 mod lease;
-mod lists;
+pub mod lists;
 mod packer;
 mod ranges;
 mod rebuild;

@@ -17,7 +17,7 @@ use store::{DirectoryPackStore, PackStore};
 
 use crate::blob::Turns;
 use crate::chunks::RepositoryChunks;
-use crate::lease::TIME_TO_LIVE;
+use crate::lease::{ReadersLease, TIME_TO_LIVE};
 use crate::lists::PackLists;
 use crate::settings::Settings;
 
@@ -32,6 +32,7 @@ pub struct Repository {
     pub(crate) realm: Realm,
     pub(crate) turns: Arc<Turns>,
     pub(crate) lease_time: Duration,
+    pub(crate) readers: Arc<ReadersLease>,
     chunks: Arc<RepositoryChunks>,
 }
 
@@ -130,14 +131,26 @@ impl Repository {
         let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
         let (turns, chunks) = (Arc::default(), Arc::new(chunks));
         let lease_time = TIME_TO_LIVE;
-        Repository { settings, catalog, packs, entropy, lists, realm, turns, lease_time, chunks }
+        let readers = Arc::default();
+        Repository {
+            settings,
+            catalog,
+            packs,
+            entropy,
+            lists,
+            realm,
+            turns,
+            lease_time,
+            readers,
+            chunks,
+        }
     }
 
     /// The same, with leases that die `lease_time` after a process that no longer renews them. All who
     /// work on a repository may differ.
     #[must_use]
     pub fn with_lease_time(self, lease_time: Duration) -> Self {
-        Repository { lease_time, ..self }
+        Repository { lease_time, readers: Arc::default(), ..self }
     }
 
     /// The settings it was made with.

@@ -469,3 +469,20 @@ proptest! {
         fixture.check(last, bytes);
     }
 }
+
+#[test]
+fn readers_that_come_together_share_a_lease_until_the_last_of_them_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (repository, _) = Repository::open_or_create(&Machine::real(), folder.path()).unwrap();
+    repository.create_image(&name("web"), 4096).unwrap();
+    let alive = || repository.catalog().leases_before(catalog::Mark(i64::MAX)).unwrap();
+    let open = || repository.open_version(&"web".parse().unwrap()).unwrap();
+    let (first, second) = (open(), open());
+    assert_eq!(alive(), 1);
+    drop(first);
+    assert_eq!(alive(), 1);
+    drop(second);
+    assert_eq!(alive(), 0);
+    let _third = open();
+    assert_eq!(alive(), 1);
+}

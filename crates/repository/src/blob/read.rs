@@ -4,15 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use catalog::VersionRecord;
-use crossbeam_channel::bounded;
 use model::progress::{Cancel, Progress};
 use model::source::DiskSink;
 use model::{Error, Kind, Manifest, Reference, Result};
 use store::ChunkStore;
 
 use crate::chunks::RepositoryChunks;
-use crate::lease::Lease;
-use crate::ranges::{self, Filled};
+use crate::lease::{Lease, Purpose};
+use crate::ranges;
 use crate::repository::Repository;
 
 const READ: &str = "read";
@@ -24,19 +23,19 @@ pub struct Reader {
     manifest: Arc<Manifest>,
     chunks: Arc<RepositoryChunks>,
     /// Dropped at the end: until then collect leaves what is read here alone.
-    _lease: Lease,
+    _lease: Arc<Lease>,
 }
 
 impl Repository {
     /// Opens the version that a reference means now. It stays that version, whatever is published
     /// meanwhile.
     ///
-    /// Cost: two short transactions, one now and one when it is dropped, and the manifest.
+    /// Cost: the manifest; two short transactions for readers that come within ten seconds.
     ///
     /// # Errors
     /// `NotFound` where there is no such version.
     pub fn open_version(&self, reference: &Reference) -> Result<Reader> {
-        let lease = self.begin_lease()?;
+        let lease = self.readers.share(|| self.begin_lease_for(Purpose::Work))?;
         let record = self.catalog.version(reference)?;
         let chunks = self.chunks();
         let manifest = chunks.manifest(record.facts.layout)?;
@@ -67,8 +66,8 @@ impl Reader {
     /// Gives the bytes of a range to a sink, verified; holes are gaps. The sink's offsets count from
     /// the start of the range. Returns how many bytes were no holes.
     ///
-    /// Cost: memory for four windows of 16 MiB, whatever the length; windows are read while the one
-    /// before is written.
+    /// Cost: memory for three stretches of 16 MiB and 128 chunks, whatever the length; what comes next is
+    /// read while what came before is written.
     ///
     /// # Errors
     /// `Invalid` where the range is not all inside the version; those of the sink, of which nothing
@@ -84,26 +83,12 @@ impl Reader {
         let range = self.range(offset, length)?;
         let subject = self.record.id.to_string();
         let mut data_len = 0;
-        let (send, receive) = bounded(2);
-        std::thread::scope(|scope| {
-            let (chunks, manifest) = (&*self.chunks, &*self.manifest);
-            let reader = scope.spawn(move || {
-                // A closed channel means that the writer has failed; its error is returned there.
-                ranges::read_range(chunks, manifest, range, |filled| send.send(filled).is_ok())
-            });
-            let written = receive.iter().try_for_each(|filled: Filled| {
-                cancel.check(READ, &subject)?;
-                sink.write(filled.offset - offset, &filled.bytes)?;
-                data_len += filled.bytes.len() as u64;
-                progress.advance(filled.bytes.len() as u64);
-                Ok(())
-            });
-            drop(receive);
-            let was_read = reader.join().unwrap_or_else(|_| {
-                Err(Error::new(Kind::Bug, READ, &subject)
-                    .because("the thread that reads ended early"))
-            });
-            written.and(was_read)
+        ranges::stream(&*self.chunks, &self.manifest, range, |at, bytes| {
+            cancel.check(READ, &subject)?;
+            sink.write(at - offset, bytes)?;
+            data_len += bytes.len() as u64;
+            progress.advance(bytes.len() as u64);
+            Ok(())
         })?;
         sink.finish(length)?;
         Ok(data_len)
