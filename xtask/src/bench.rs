@@ -31,9 +31,9 @@
 mod blob;
 mod blocks;
 mod boot;
-mod collect;
 #[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
 mod chart;
+mod collect;
 mod commit;
 mod corpus;
 mod dedup;
