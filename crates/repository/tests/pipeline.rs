@@ -1,6 +1,5 @@
 //! What the pipeline of an import promises: all steps at once, and nothing done twice.
 
-#[allow(dead_code, reason = "other tests use more of it")]
 mod support;
 
 use std::path::PathBuf;
