@@ -45,7 +45,6 @@ use catalog::PackId;
 use model::progress::Cancel;
 use model::{Error, Result};
 
-use crate::lease::Purpose;
 use crate::repository::Repository;
 pub use explain::Explained;
 use orphans::Orphan;
@@ -70,6 +69,8 @@ impl Default for CollectLimits {
 /// What a collect has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CollectStep {
+    /// It waits for another collect to end, or for the lease of one that died to expire.
+    WaitingForAnother,
     /// It looks at everything that is referred to.
     Looking,
     /// It cuts that many chunks again.
@@ -168,11 +169,12 @@ impl Repository {
     /// Removes what nothing refers to. Imports, commits, mirrors go on beside it.
     ///
     /// # Errors
-    /// Those of [`Repository::plan_collect`]; `Refused` while another collect is at work; `Stale` where
+    /// Those of [`Repository::plan_collect`]; `Refused` while another collect is at work, where this one
+    /// is not to wait; `Stale` where
     /// this process was stopped for so long that another may have begun: collect again; `Cancelled`.
     pub fn collect(&self, request: &CollectRequest) -> Result<Collected> {
         let CollectRequest { limits, events, cancel, .. } = request;
-        let lease = self.begin_lease_for(Purpose::Collect)?;
+        let lease = remove::take_turn(self, request)?;
         let orphans = orphans::find(self)?;
         events.step(CollectStep::Looking);
         let mut survey = Survey::make(self, limits, cancel)?;
@@ -208,6 +210,10 @@ impl Repository {
         };
         self.lists.forget_removed()?;
         self.catalog.compact()?;
+        // What is gone is gone: without the export a lost catalog is harder to make anew, no more.
+        if let Err(error) = self.export_names() {
+            tracing::warn!(error = error.chain(), "cannot export the names");
+        }
         Ok(Collected {
             plan: planned,
             removed_len: (removed.len + orphans_len)

@@ -16,7 +16,7 @@ use model::{
 use catalog::{Condition, LeaseId, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{LaidOut, Layout, Plan};
-use crate::lease::{Lease, Purpose};
+use crate::lease::{COLLECT_TIME_TO_LIVE, Lease, Purpose};
 use crate::packer::Destination;
 use crate::repository::Repository;
 use crate::windows::{self, ImportWindows};
@@ -138,7 +138,11 @@ impl Repository {
     }
 
     pub(crate) fn begin_lease_for(&self, purpose: Purpose) -> Result<Lease> {
-        Lease::begin(purpose, self.catalog.clone(), self.packs.clone(), self.lease_time)
+        let time = match purpose {
+            Purpose::Work => self.lease_time,
+            Purpose::Collect => self.lease_time.min(COLLECT_TIME_TO_LIVE),
+        };
+        Lease::begin(purpose, self.catalog.clone(), self.packs.clone(), time)
     }
 
     pub(crate) fn destination(&self, lease: &Lease) -> Destination {

@@ -13,6 +13,10 @@ use store::{PackName, PackStore};
 /// that was stopped for longer publishes nothing any more.
 pub const TIME_TO_LIVE: Duration = Duration::from_secs(600);
 
+/// The same of a collect. The next one must not wait long for one that was killed; and one that was
+/// stopped for longer has lost nothing but its work.
+pub const COLLECT_TIME_TO_LIVE: Duration = Duration::from_secs(60);
+
 /// A lease and the thread that renews it. Dropped without [`Lease::ended`], it is abandoned: what
 /// was put under it is removed, as far as nobody else can have used it.
 pub struct Lease {

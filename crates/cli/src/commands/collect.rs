@@ -58,6 +58,10 @@ struct Steps {
 impl CollectEvents for Steps {
     fn step(&self, step: CollectStep) {
         let (name, text) = match step {
+            CollectStep::WaitingForAnother => (
+                "waiting",
+                "waiting for another collect, or for a minute after one that died".to_string(),
+            ),
             CollectStep::Looking => ("looking", "looking at what is referred to".to_string()),
             CollectStep::Cutting { chunks } => {
                 ("cutting", format!("cutting {chunks} chunks again"))

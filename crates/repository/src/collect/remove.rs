@@ -23,7 +23,8 @@ use store::PackName;
 
 use super::survey::for_each_entry;
 use super::walk::{Visitor, walk};
-use super::{CollectEvents, CollectStep};
+use super::{CollectEvents, CollectRequest, CollectStep};
+use crate::lease::{Lease, Purpose};
 use crate::repository::Repository;
 
 /// How many packs one transaction forgets: some thousand rows.
@@ -34,6 +35,23 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// How many entries of roots that came to be late are looked up at a time.
 const DIGESTS_AT_ONCE: usize = 1000;
+
+/// Begins the lease of a collect; waits for another to end where the request says so.
+pub(super) fn take_turn(repository: &Repository, request: &CollectRequest) -> Result<Lease> {
+    let mut is_told = false;
+    loop {
+        match repository.begin_lease_for(Purpose::Collect) {
+            Err(error) if error.kind() == Kind::Refused && request.waits => {
+                request.cancel.check("collect", "the repository")?;
+                if !std::mem::replace(&mut is_told, true) {
+                    request.events.step(CollectStep::WaitingForAnother);
+                }
+                std::thread::park_timeout(POLL);
+            }
+            other => return other,
+        }
+    }
+}
 
 /// Waits until no lease of work is alive that began before a mark.
 pub(super) fn wait(
