@@ -16,6 +16,7 @@
 //! | `base` | the local copy of a content and its presence |
 //! | `fetch` | how a base gets what it misses |
 //! | `chunks` | chunks that were used a moment ago |
+//! | [`patience`] | waiting for a store that cannot be reached |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
 //! | `segments` | something kept for each touched segment |
@@ -34,6 +35,7 @@ mod live;
 mod log;
 pub mod mirror;
 mod overlay;
+pub mod patience;
 mod plan;
 mod readahead;
 pub mod seal;
@@ -42,6 +44,7 @@ pub mod state_folder;
 pub mod view;
 
 pub use mirror::{Mirror, Statistics};
+pub use patience::{Outages, Patience, Reachability};
 pub use seal::Sealed;
 pub use state_folder::{Binding, MirrorSummary, StateFolder};
 pub use view::ReadOnlyView;
