@@ -86,7 +86,8 @@ impl Context {
         ProgressBar::new(what, self.format, self.quiet)
     }
 
-    fn refuse_urls(&self) -> Result<()> {
+    /// Refuses a repository that is not a folder.
+    pub fn refuse_urls(&self) -> Result<()> {
         match self.repo.path.to_string_lossy().contains("://") {
             true => Err(Error::new(
                 Kind::Invalid,

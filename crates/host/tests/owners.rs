@@ -10,7 +10,7 @@ use env::RealFileSystem;
 use host::commit::{CommitOptions, Committer};
 use host::mirrors::control_socket;
 use host::{AttachRequest, DoorOptions, Owner};
-use mirror::{Mirror, StateFolder};
+use mirror::{Mirror, Patience, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
 use model::{ImageName, Kind, MirrorName, Result};
@@ -31,9 +31,10 @@ fn name() -> MirrorName {
 fn start(repository: &Repository, state: &StateFolder, folder: &Path) -> Result<Owner> {
     let nbd = Some(Address::Unix(folder.join("nbd")));
     let request = AttachRequest {
-        reference: "web".parse().unwrap(),
+        reference: Some("web".parse().unwrap()),
         mirror: name(),
         doors: DoorOptions { nbd, ..DoorOptions::default() },
+        patience: Patience::Unlimited,
     };
     Owner::start(repository.clone(), state.clone(), &request)
 }
@@ -58,8 +59,12 @@ fn a_mirror_is_not_put_upon_another_repositorys_version_of_the_same_name() {
     owner.mirror().write(0, &[1]).unwrap();
     owner.stop(false).unwrap();
     let clone = one.catalog().clone_version(&version, &ImageName::new("copy").unwrap()).unwrap();
-    let request =
-        AttachRequest { reference: clone.id.into(), mirror: name(), doors: DoorOptions::default() };
+    let request = AttachRequest {
+        reference: Some(clone.id.into()),
+        mirror: name(),
+        doors: DoorOptions::default(),
+        patience: Patience::Unlimited,
+    };
     let refused = Owner::start(one.clone(), state.clone(), &request).err().unwrap();
     assert_eq!(refused.kind(), Kind::Refused, "{}", refused.chain());
     let owner = start(&one, &state, folder.path()).unwrap();
@@ -77,9 +82,10 @@ fn a_mirror_whose_version_was_removed_opens_again_and_says_how_to_save_it() {
     owner.stop(false).unwrap();
     repository.catalog().remove_image(&ImageName::new("web").unwrap()).unwrap();
     let request = AttachRequest {
-        reference: "web@1".parse().unwrap(),
+        reference: Some("web@1".parse().unwrap()),
         mirror: name(),
         doors: DoorOptions::default(),
+        patience: Patience::Unlimited,
     };
     let owner = Owner::start(repository.clone(), state, &request).unwrap();
     let mut block = [0; 4096];

@@ -46,6 +46,11 @@ impl ReadOnlyView {
         self.view.set_patience(patience);
     }
 
+    /// Ends all waits for a store that cannot be reached, with its error, now and later.
+    pub fn give_up(&self) {
+        self.view.give_up();
+    }
+
     /// Makes what was fetched survive power loss. Not needed for anything but that.
     pub fn close(&self) -> Result<()> {
         self.view.base.checkpoint()

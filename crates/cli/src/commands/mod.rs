@@ -7,6 +7,7 @@ mod completions;
 mod create;
 mod detach;
 mod export;
+mod host;
 mod import;
 mod label;
 mod length;
@@ -25,6 +26,7 @@ use model::Result;
 
 use crate::arguments::Arguments;
 use crate::context::Context;
+use crate::output::Log;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -43,10 +45,21 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Host(host::Host),
     Stats(stats::Stats),
     Settings(settings::Settings),
     Completions(completions::Completions),
     Man(man::Man),
+}
+
+impl Command {
+    /// How its log is to look; most commands have nothing to log but warnings.
+    pub fn log(&self) -> Log {
+        match self {
+            Command::Host(host) => host.log(),
+            _ => Log::Warnings,
+        }
+    }
 }
 
 /// Runs what was typed.
@@ -67,6 +80,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Host(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),
         Command::Completions(command) => command.run(),

@@ -9,6 +9,9 @@
 //! | [`full_disks`] | no space left in the middle |
 //! | [`doors`] | real clients at NBD and FUSE |
 //! | [`commits`] | changes become versions, served or not |
+//! | [`daemon`] | `larder host run`, and what goes through it |
+//! | [`outages`] | a repository that goes away and comes back |
+//! | [`soak`] | `fio --verify` while daemons are killed and the repository goes away |
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
 //! | [`together`] | several larders at once |
@@ -23,15 +26,18 @@ mod nbd_client;
 
 mod bad_input;
 mod commits;
+mod daemon;
 mod doors;
 mod every_step;
 mod full_disks;
 mod guests;
 mod many_images;
 mod memory;
+mod outages;
 mod random_lives;
 
 mod round_trips;
+mod soak;
 mod survival;
 mod texts;
 mod together;

@@ -25,7 +25,7 @@ pub fn check(name: &str, text: &str) {
     assert_eq!(lens.0, lens.1, "{name}: one has more lines");
 }
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "import",
     "export",
     "create",
@@ -40,6 +40,7 @@ const COMMANDS: [&str; 18] = [
     "mirrors",
     "commit",
     "run",
+    "host",
     "stats",
     "settings",
     "completions",
@@ -64,6 +65,7 @@ fn the_help_of_every_command_is_as_it_was_read() {
         check(&format!("help/{command}.txt"), &text);
         assert!(top.contains(&format!("\n  {command} ")), "{command} is not in the help");
     }
+    check("help/host-run.txt", &help("host run --help"));
     let listed = top.lines().skip_while(|line| *line != "Commands:").skip(1);
     assert_eq!(listed.take_while(|line| !line.is_empty()).count(), COMMANDS.len(), "{top}");
     let described = |pages: &str| larder.path(pages).join("larder-commit.1").exists();
@@ -96,7 +98,11 @@ fn what_is_misused_gets_usage_on_stderr_and_code_2() {
         "attach a --mirror m --nbd nowhere",
         "commit m --to 12",
         "commit ../m",
+        "attach a --mirror m --nbd ./s --fetch-timeout soon",
         "run a --cpus 0",
+        "host",
+        "host run --metrics nowhere",
+        "host run --log loud",
         "run a --accel warp",
         "completions basic",
         "--format yaml list",
@@ -107,7 +113,7 @@ fn what_is_misused_gets_usage_on_stderr_and_code_2() {
         writeln!(text, "$ larder {line}").unwrap();
         // The first line says what is wrong; the rest is usage, which the helps show.
         match line {
-            "" => writeln!(text, "(the help)").unwrap(),
+            "" | "host" => writeln!(text, "(the help)").unwrap(),
             _ => writeln!(text, "{}", outcome.stderr.lines().next().unwrap()).unwrap(),
         }
         assert!(!larder.path("repo").exists(), "larder {line} made a repository");
