@@ -6,14 +6,12 @@ use env::RealFileSystem;
 use host::scrape::ScrapeServer;
 use host::{Daemon, DaemonOptions, metrics};
 use model::{Error, Result};
-use repository::Repository;
-use repository::repository::Machine;
 use sd_notify::NotifyState;
 use serde_json::json;
 
 use crate::arguments::Format;
 use crate::commands::attach::{parse_address, state_folder};
-use crate::context::Context;
+use crate::context::{Context, open_repository};
 use crate::interrupt::Waiter;
 use crate::output::{Log, print_json, print_line};
 
@@ -83,7 +81,7 @@ impl HostRun {
             file_system: Arc::new(RealFileSystem),
             state: state_folder(context),
             repository: repository.clone(),
-            open_repository: Box::new(move || Repository::open(&Machine::real(), &repository)),
+            open_repository: Box::new(move || open_repository(&repository)),
         })?;
         let scrape = self
             .metrics
