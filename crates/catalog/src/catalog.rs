@@ -7,8 +7,9 @@ use model::name::LabelKey;
 use model::{ContentDigest, ImageName, LayoutDigest, Realm, Reference, Result, TagName, VersionId};
 
 use crate::records::{
-    CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord, LeaseId,
-    Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root, VersionRecord,
+    BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
+    LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
+    VersionRecord,
 };
 
 /// Names, versions, hooks, places of chunks, leases.
@@ -116,6 +117,14 @@ pub trait Catalog: Send + Sync {
         old: LayoutDigest,
         new: LayoutDigest,
     ) -> Result<u64>;
+
+    /// Gives a content a working set under a name, or another one. The packs put under the lease
+    /// are nobody's from then on; the lease lives on. `NotFound` where neither a version nor a hold
+    /// has the content. The set goes when the last of those goes.
+    fn set_boot_set(&self, lease: LeaseId, set: &BootSetRecord) -> Result<()>;
+
+    /// The working sets of a content, by name.
+    fn boot_sets(&self, content: ContentDigest) -> Result<Vec<BootSetRecord>>;
 
     /// Holds a version for somebody: what it refers to stays, also when the version is removed, until
     /// it is released or `time_to_live` is over. A holder holds one version: an earlier hold ends.

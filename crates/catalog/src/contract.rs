@@ -16,8 +16,8 @@ use model::{
 
 use crate::catalog::Catalog;
 use crate::records::{
-    CatalogStatistics, Condition, Doomed, EntryDigest, EntryRecord, ImageFilter, LeaseId, NewPack,
-    PackId, Publication, Revision, VersionFacts,
+    BootSetRecord, CatalogStatistics, Condition, Doomed, EntryDigest, EntryRecord, ImageFilter,
+    LeaseId, NewPack, PackId, Publication, Revision, VersionFacts,
 };
 
 /// Longer than any test of the suite.
@@ -49,6 +49,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("collects take turns", collects_take_turns),
     ("entries move", entries_move),
     ("holds and versions are roots", holds_and_versions_are_roots),
+    ("working sets go with their content", working_sets_go_with_their_content),
     ("entries keep their first place", entries_keep_their_first_place),
     ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
     ("nothing crosses realms", nothing_crosses_realms),
@@ -567,6 +568,40 @@ pub fn holds_and_versions_are_roots(catalog: &dyn Catalog) {
     catalog.release("mirror web1").unwrap();
     assert_eq!(kind(catalog.renew_hold("mirror web1", LONG)), Kind::NotFound);
     assert!(catalog.holds().unwrap().is_empty());
+}
+
+/// A content has working sets by name, and keeps them as long as a version or a hold has it.
+pub fn working_sets_go_with_their_content(catalog: &dyn Catalog) {
+    let version = publish(catalog, "a");
+    let content = catalog.version(&reference("a")).unwrap().facts.content;
+    let set = |name: &str, byte: u8, boots| BootSetRecord {
+        content,
+        name: name.to_string(),
+        digest: [byte; DIGEST_LEN],
+        boots,
+    };
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let pack = catalog.add_pack(lease, &pack(1)).unwrap();
+    let unknown = BootSetRecord { content: ContentDigest([9; DIGEST_LEN]), ..set("boot", 1, 1) };
+    assert_eq!(kind(catalog.set_boot_set(lease, &unknown)), Kind::NotFound);
+    catalog.set_boot_set(lease, &set("run:make", 0xab, 1)).unwrap();
+    assert_eq!(catalog.pack(pack).unwrap().lease, None);
+    let before = catalog.roots(Revision::default(), 9).unwrap()[0].revision;
+    catalog.set_boot_set(lease, &set("boot", 2, 1)).unwrap();
+    catalog.set_boot_set(lease, &set("boot", 3, 2)).unwrap();
+    let all = [set("boot", 3, 2), set("run:make", 0xab, 1)];
+    assert_eq!(catalog.boot_sets(content).unwrap(), all);
+    let [root] = &catalog.roots(before, 9).unwrap()[..] else { panic!("a root anew") };
+    let mut kept = root.boot_sets.clone();
+    kept.sort_unstable();
+    assert_eq!(kept, all.map(|set| set.digest));
+    catalog.clone_version(&version, &name("b")).unwrap();
+    catalog.hold(&version, "mirror", None).unwrap();
+    catalog.remove_image(&name("a")).unwrap();
+    catalog.remove_version(&id("b", 1)).unwrap();
+    assert_eq!(catalog.boot_sets(content).unwrap().len(), 2, "the hold has the content");
+    catalog.release("mirror").unwrap();
+    assert!(catalog.boot_sets(content).unwrap().is_empty());
 }
 
 /// Known entries stay where they are; lookups come in the order asked, repetitions included.

@@ -81,6 +81,19 @@ pub struct Mark(pub i64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 
+/// A working set that the catalog knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootSetRecord {
+    /// The content whose reads it tells.
+    pub content: ContentDigest,
+    /// Its name: `boot`, or what somebody called it.
+    pub name: String,
+    /// Its entry.
+    pub digest: EntryDigest,
+    /// From how many boots it was made.
+    pub boots: u32,
+}
+
 /// Something that keeps a layout in the repository: a version or a hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
@@ -94,7 +107,9 @@ pub struct Root {
     pub layout: LayoutDigest,
     /// The entry that tells of its publication.
     pub record: Option<EntryDigest>,
-    /// When it came to be, or was laid out anew.
+    /// The entries of its content's working sets.
+    pub boot_sets: Vec<EntryDigest>,
+    /// When it came to be, was laid out anew, or got another working set.
     pub revision: Revision,
 }
 

@@ -11,6 +11,7 @@
 //! | `images`, `versions`, `publish` | names and what they mean |
 //! | `packs`, `leases` | places of chunks, hooks; what protects them until they are referred to |
 //! | `roots` | what keeps layouts in the repository: versions and holds |
+//! | `boot_sets` | working sets of contents |
 //! | `collect` | all entries; marks upon packs; removal |
 //! | `statistics` | how much there is |
 //! | `batch` | many rows in one parameter |
@@ -24,6 +25,7 @@
 //! it. Two processes may have the file open; one writes at a time.
 
 mod batch;
+mod boot_sets;
 mod collect;
 mod connections;
 mod failure;
@@ -51,8 +53,9 @@ use model::{ContentDigest, ImageName, LayoutDigest, Realm, Reference, Result, Ta
 
 use crate::catalog::Catalog;
 use crate::records::{
-    CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord, LeaseId,
-    Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root, VersionRecord,
+    BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
+    LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
+    VersionRecord,
 };
 use connections::Connections;
 use leases::Purpose;
@@ -216,6 +219,16 @@ impl Catalog for SqliteCatalog {
         self.connections.write("lay out anew", async |c| {
             publish::swap_layout(c, lease, now, content, [old, new]).await
         })
+    }
+
+    fn set_boot_set(&self, lease: LeaseId, set: &BootSetRecord) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("set the working set", async |c| boot_sets::set(c, lease, now, set).await)
+    }
+
+    fn boot_sets(&self, content: ContentDigest) -> Result<Vec<BootSetRecord>> {
+        self.connections.read("find the working sets", async |c| boot_sets::all(c, content).await)
     }
 
     fn hold(

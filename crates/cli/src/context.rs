@@ -1,6 +1,7 @@
 //! What the command line means: flags over environment over settings file over defaults.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use env::{FileSystem, RealFileSystem};
 use model::{Error, Kind, Result};
@@ -24,6 +25,7 @@ pub struct Context {
     /// The settings file, whether or not it exists.
     pub settings_file: PathBuf,
     quiet: bool,
+    lease_time: Option<Duration>,
 }
 
 /// A path, and where it was set.
@@ -62,13 +64,14 @@ impl Context {
             format: arguments.format,
             settings_file,
             quiet: arguments.quiet,
+            lease_time: arguments.lease_seconds.map(Duration::from_secs),
         })
     }
 
     /// Opens the repository.
     pub fn repository(&self) -> Result<Repository> {
         self.refuse_urls()?;
-        open_repository(&self.repo.path)
+        open_repository(&self.repo.path).map(|repository| self.timed(repository))
     }
 
     /// Opens the repository, or makes one and says so.
@@ -78,7 +81,19 @@ impl Context {
         if is_new && !self.quiet && self.format == Format::Text {
             anstream::eprintln!("made a new repository in {}", self.repo.path.display());
         }
-        Ok(repository)
+        Ok(self.timed(repository))
+    }
+
+    fn timed(&self, repository: Repository) -> Repository {
+        match self.lease_time {
+            Some(lease_time) => repository.with_lease_time(lease_time),
+            None => repository,
+        }
+    }
+
+    /// True where no progress is wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// A progress bar for long work, as the user wants it.

@@ -6,6 +6,7 @@
 //! | [`pack`] | packs: entries, their table, the list of block digests | `docs/formats/pack.md` |
 //! | [`segment_map`] | where each block of a segment lies | `docs/formats/segment-map.md` |
 //! | [`manifest`] | the root of a version's layout and its leaves | `docs/formats/manifest.md` |
+//! | [`boot_set`](mod@boot_set) | the blocks that a guest reads from power-on to ready | `docs/formats/boot-set.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
 //! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
 //! | [`foreign`] | disk formats of others: raw, qcow2, and what qemu-img knows | `docs/formats/foreign.md` |
@@ -15,6 +16,7 @@
 //! value or a [`FormatError`], and allocates no more than its input's length or a named limit
 //! allows.
 
+pub mod boot_set;
 mod cursor;
 pub mod entry;
 pub mod error;

@@ -8,9 +8,10 @@ mod fixtures;
 use std::path::PathBuf;
 
 use fixtures::{
-    entry_digest, golden_manifest, golden_manifest_encoded, golden_map, pack, pack_of,
-    plain_entries, read_index,
+    entry_digest, golden_boot_set, golden_manifest, golden_manifest_encoded, golden_map, pack,
+    pack_of, plain_entries, read_index,
 };
+use format::boot_set::{decode_boot_set, encode_boot_set};
 use format::{
     Encoding, decode, decode_manifest, decode_manifest_root, decode_segment_map, encode_segment_map,
 };
@@ -52,6 +53,13 @@ fn the_golden_segment_map_reads_back_and_is_encoded_again_alike() {
     let bytes = golden("segment-map-1.bin");
     assert_eq!(decode_segment_map(&bytes).unwrap(), golden_map());
     assert_eq!(encode_segment_map(&golden_map()), bytes);
+}
+
+#[test]
+fn the_golden_boot_set_reads_back_and_is_encoded_again_alike() {
+    let bytes = golden("boot-set-1.bin");
+    assert_eq!(decode_boot_set(&bytes).unwrap(), golden_boot_set());
+    assert_eq!(encode_boot_set(&golden_boot_set()), bytes);
 }
 
 #[test]

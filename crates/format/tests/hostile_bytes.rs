@@ -5,7 +5,8 @@ mod fixtures;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use fixtures::{golden_manifest_encoded, golden_map, noise, pack, read_index};
+use fixtures::{golden_boot_set, golden_manifest_encoded, golden_map, noise, pack, read_index};
+use format::boot_set::{decode_boot_set, encode_boot_set};
 use format::{
     Encoder, Encoding, FormatError, PLAIN_LEN_MAX, PackIndex, decode, decode_manifest,
     decode_manifest_root, decode_segment_map, encode_manifest, encode_segment_map,
@@ -235,6 +236,18 @@ proptest! {
     }
 
     #[test]
+    fn a_spoiled_boot_set_is_refused_or_is_the_encoding_of_another(
+        changes in vec(spoil(), 1..4),
+    ) {
+        let bytes = apply(encode_boot_set(&golden_boot_set()), &changes);
+        // The limit is that of the blocks that a set may name, each remembered once.
+        let bound = 8 * bytes.len() + 64 * model::boot_set::BOOT_BLOCKS_MAX as usize;
+        if let Ok(other) = within(bound, || decode_boot_set(&bytes)) {
+            prop_assert_eq!(encode_boot_set(&other), bytes);
+        }
+    }
+
+    #[test]
     fn a_spoiled_root_is_refused_or_is_another_root(
         manifest in manifest(),
         changes in vec(spoil(), 1..4),
@@ -315,6 +328,10 @@ fn every_flipped_bit_of_a_packs_table_list_and_footer_is_refused() {
 fn every_cut_of_every_structure_is_refused() {
     let (map, manifest) = (encode_segment_map(&golden_map()), golden_manifest_encoded());
     let pack = pack().bytes;
+    let set = encode_boot_set(&golden_boot_set());
+    for len in 0..set.len() {
+        assert!(decode_boot_set(&set[..len]).is_err(), "set of {len} bytes");
+    }
     for len in 0..map.len() {
         assert!(decode_segment_map(&map[..len]).is_err(), "map of {len} bytes");
     }
@@ -333,6 +350,11 @@ fn no_length_in_a_few_bytes_makes_a_decoder_allocate() {
     assert!(bounded_map(&map).is_err());
     map[8..16].copy_from_slice(&[0, 0, 0, 0, 0, 0x40, 0, 0]);
     assert!(bounded_map(&map).is_err());
+    for count in [8, 12, 16] {
+        let mut set = encode_boot_set(&golden_boot_set());
+        set[count..count + 4].fill(0xff);
+        assert!(within(8 * set.len() + SMALL, || decode_boot_set(&set)).is_err());
+    }
     let mut root = golden_manifest_encoded().root;
     root[12..16].fill(0xff);
     assert!(within(SMALL, || decode_manifest_root(&root)).is_err());

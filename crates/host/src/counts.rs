@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use env::{Clock, SystemClock};
+use model::boot_set::BootPiece;
 use model::device::{Device, Extent};
 use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
 use store::{Chunk, ChunkStore};
@@ -225,6 +226,10 @@ impl ChunkStore for CountedChunks {
         let outcome = self.store.chunk(digest);
         self.fetches.count(SystemClock.monotonic() - start, &outcome);
         outcome
+    }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        self.store.boot_pieces(pieces)
     }
 }
 

@@ -331,16 +331,10 @@ impl Shared {
 
     /// Opens a mirror again, at the doors that it had. None where it is gone.
     fn serve_again(&self, record: &Record) -> Result<Option<Owner>> {
-        let name = record.name()?;
-        if !Mirror::exists(&self.options.state, &name)? {
+        let request = record.request(None)?;
+        if !Mirror::exists(&self.options.state, &request.mirror)? {
             return Ok(None);
         }
-        let request = AttachRequest {
-            reference: None,
-            mirror: name,
-            doors: record.doors()?,
-            patience: record.patience(),
-        };
         self.start_owner(&request).map(Some)
     }
 
@@ -382,26 +376,21 @@ impl Shared {
     fn attach(self: &Arc<Self>, order: AttachOrder) -> Result<Ready> {
         let name = order.record.name()?;
         self.check_repository(&order.repository)?;
-        let doors = order.record.doors()?;
-        if doors.nbd.is_none() && doors.fuse.is_none() {
+        let mut request = order.record.request(Some(order.reference.parse()?))?;
+        if request.doors.nbd.is_none() && request.doors.fuse.is_none() {
             return Err(
                 Error::new(Kind::Invalid, "attach", name.as_str()).because("no door is named")
             );
         }
         self.make_way(&name)?;
-        let request = AttachRequest {
-            reference: Some(order.reference.parse()?),
-            mirror: name.clone(),
-            doors,
-            patience: order.record.patience(),
-        };
         let owner = self.start_owner(&request)?;
         let (ready, is_new) = (owner.ready(), owner.is_new());
-        let noted =
-            Record::new(&name, &owner.door_options(), request.patience).and_then(|record| {
-                let id = self.lock().insert(record, Some(owner.handle()));
-                self.save().inspect_err(|_| self.lock().remove(id)).map(|()| id)
-            });
+        // With the port that was found.
+        request.doors = owner.door_options();
+        let noted = Record::new(&request).and_then(|record| {
+            let id = self.lock().insert(record, Some(owner.handle()));
+            self.save().inspect_err(|_| self.lock().remove(id)).map(|()| id)
+        });
         match noted {
             Ok(id) => {
                 self.spawn(move |shared| shared.serve(owner, id))?;

@@ -22,8 +22,11 @@
 //! | [`metrics`] | the same as Prometheus reads it |
 //! | [`scrape`] | answers who asks for metrics |
 //! | [`mirrors`] | the mirrors of this host, served or not |
+//! | [`report`], `report_picture` | what a boot fetched and waited for, as data and as a picture |
+//! | `boot_sets` | when a boot working set is brought, and when one is recorded |
 //! | `holds` | what keeps a mirror's version readable in the repository |
 
+mod boot_sets;
 pub mod client;
 pub mod commit;
 pub mod control;
@@ -35,6 +38,8 @@ pub mod metrics;
 pub mod mirrors;
 pub mod owner;
 pub mod records;
+pub mod report;
+mod report_picture;
 pub mod scrape;
 pub mod tree;
 

@@ -17,6 +17,7 @@ use repository::chunks::RepositoryChunks;
 use serde::{Deserialize, Serialize};
 use store::ChunkStore;
 
+use crate::boot_sets::BootWatch;
 use crate::commit::Committer;
 use crate::control::{CONNECTION_COUNT_MAX, ControlServer, Handler, Request, Response};
 use crate::counts::{CountedChunks, CountedDevice, Counts, Fetches};
@@ -36,6 +37,8 @@ pub struct AttachRequest {
     pub doors: DoorOptions,
     /// How long its reads wait while the repository cannot be reached.
     pub patience: Patience,
+    /// Record what is read, until the mirror is let go, as a working set of this name.
+    pub record: Option<String>,
 }
 
 /// What is said once a mirror is served.
@@ -75,6 +78,7 @@ struct Shared {
     counts: Arc<Counts>,
     views: Arc<OpenVersions>,
     doors: Mutex<Option<Doors>>,
+    boot_watch: Mutex<Option<BootWatch>>,
     ending: Mutex<Ending>,
     changed: Condvar,
 }
@@ -151,6 +155,9 @@ impl Owner {
         ),
         request: &AttachRequest,
     ) -> Result<(Arc<Shared>, ControlServer)> {
+        // Before the doors open: what the guest reads first is on its way then.
+        let boot_watch =
+            BootWatch::start(&repository, &chunks, &state, &mirror, request.record.as_deref())?;
         let committer = Arc::new(Committer::new(repository.clone(), mirror.clone()));
         let (views, patience) = (Arc::new(OpenVersions::default()), request.patience);
         let tree = {
@@ -175,6 +182,7 @@ impl Owner {
             counts,
             views,
             doors: Mutex::new(Some(doors)),
+            boot_watch: Mutex::new(boot_watch),
             ending: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -330,6 +338,7 @@ impl Shared {
             self.views.give_up();
         };
         let doors_closed = doors.map_or(Ok(()), |doors| doors.close(give_up));
+        drop(self.boot_watch.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.committer.close();
         let asked = self.ending.lock().unwrap_or_else(PoisonError::into_inner).asked;
         let name = self.mirror.name().clone();

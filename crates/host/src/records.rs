@@ -12,10 +12,11 @@ use std::time::Duration;
 use attach::nbd::Address;
 use env::FileSystem;
 use mirror::{Patience, StateFolder};
-use model::{Error, Kind, MirrorName, Result};
+use model::{Error, Kind, MirrorName, Reference, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::doors::DoorOptions;
+use crate::owner::AttachRequest;
 
 /// The name of the file in the state folder.
 const FILE_NAME: &str = "daemon.toml";
@@ -44,6 +45,9 @@ pub struct Record {
     /// How long reads wait while the repository cannot be reached; without it, for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch_timeout_ms: Option<u64>,
+    /// The name of the working set that is recorded, where somebody asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<String>,
 }
 
 impl Record {
@@ -51,7 +55,8 @@ impl Record {
     ///
     /// # Errors
     /// `Invalid` for a path that is no text.
-    pub fn new(mirror: &MirrorName, doors: &DoorOptions, patience: Patience) -> Result<Self> {
+    pub fn new(request: &AttachRequest) -> Result<Self> {
+        let doors = &request.doors;
         let absolute = |path: &Path| {
             let path = std::path::absolute(path)
                 .map_err(|error| Error::io("serve", path.display().to_string(), error))?;
@@ -66,14 +71,29 @@ impl Record {
             other => other.clone(),
         };
         Ok(Record {
-            mirror: mirror.to_string(),
+            mirror: request.mirror.to_string(),
             nbd: nbd.map(|address| address.to_string()),
             fuse: doors.fuse.as_deref().map(absolute).transpose()?,
             read_only: doors.read_only,
-            fetch_timeout_ms: match patience {
+            fetch_timeout_ms: match request.patience {
                 Patience::Unlimited => None,
                 Patience::Limited(limit) => Some(limit.as_millis().try_into().unwrap_or(u64::MAX)),
             },
+            record: request.record.clone(),
+        })
+    }
+
+    /// How it is attached: as a version, or without one as it stands.
+    ///
+    /// # Errors
+    /// `Invalid` for a record that nobody wrote.
+    pub fn request(&self, reference: Option<Reference>) -> Result<AttachRequest> {
+        Ok(AttachRequest {
+            reference,
+            mirror: self.name()?,
+            doors: self.doors()?,
+            patience: self.patience(),
+            record: self.record.clone(),
         })
     }
 
@@ -82,14 +102,12 @@ impl Record {
         MirrorName::new(&self.mirror)
     }
 
-    /// Its doors.
-    pub fn doors(&self) -> Result<DoorOptions> {
+    fn doors(&self) -> Result<DoorOptions> {
         let nbd = self.nbd.as_deref().map(str::parse).transpose()?;
         Ok(DoorOptions { nbd, fuse: self.fuse.clone(), read_only: self.read_only })
     }
 
-    /// How long its reads wait while the repository cannot be reached.
-    pub fn patience(&self) -> Patience {
+    fn patience(&self) -> Patience {
         match self.fetch_timeout_ms {
             None => Patience::Unlimited,
             Some(limit) => Patience::Limited(Duration::from_millis(limit)),
@@ -178,8 +196,12 @@ mod tests {
         let limit = Patience::Limited(Duration::from_millis(1500));
         let records: Vec<Record> = ["./a b\"c", "127.0.0.1:10809"]
             .iter()
-            .zip([limit, Patience::Unlimited])
-            .map(|(nbd, patience)| Record::new(&name, &doors(nbd), patience).unwrap())
+            .zip([(limit, None), (Patience::Unlimited, Some("run:x".to_string()))])
+            .map(|(nbd, (patience, record))| {
+                let (mirror, doors) = (name.clone(), doors(nbd));
+                let request = AttachRequest { reference: None, mirror, doors, patience, record };
+                Record::new(&request).unwrap()
+            })
             .collect();
         write(&RealFileSystem, &state, &records).unwrap();
         let found = read(&RealFileSystem, &state).unwrap();

@@ -44,6 +44,7 @@ impl Faulty {
                 ..DoorOptions::default()
             },
             patience,
+            record: None,
         };
         Owner::start(self.repository.clone(), state, &request).unwrap()
     }
@@ -72,6 +73,7 @@ fn faulty() -> Faulty {
         mirror: MirrorName::new("making").unwrap(),
         doors: DoorOptions::default(),
         patience: Patience::Unlimited,
+        record: None,
     };
     let owner = Owner::start(near.clone(), state, &request).unwrap();
     let bytes = noise();
@@ -168,6 +170,7 @@ fn each_mirror_of_a_base_waits_by_its_own_policy() {
                 mirror: MirrorName::new(&format!("{patience:?}").to_lowercase()[..7]).unwrap(),
                 doors: DoorOptions::default(),
                 patience,
+                record: None,
             };
             Owner::start(faulty.repository.clone(), state.clone(), &request).unwrap()
         });

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use env::entropy::SeededEntropy;
 use mirror::{Binding, Mirror, StateFolder};
+use model::boot_set::BootPiece;
 use model::device::Device;
 use model::{
     ChunkDigest, ContentDigest, ImageName, LayoutDigest, Manifest, MapDigest, MirrorName, Result,
@@ -41,6 +42,10 @@ impl ChunkStore for HashingStore {
             Chunk::verify(chunk, bytes.clone())?;
         }
         Chunk::verify(chunk, bytes)
+    }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        self.0.boot_pieces(pieces)
     }
 }
 

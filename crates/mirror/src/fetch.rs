@@ -22,15 +22,19 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
 
 use crate::background::Background;
 use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
+use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
+use crate::journal::{Journal, Origin};
 use crate::patience::{FetchError, Patience, Reachability, persist};
 use crate::plan::BaseBlock;
 use crate::readahead::Readahead;
+use crate::recorder::Recorder;
 use crate::segments::SegmentTable;
 
 /// A base and a way to complete it by one layout.
@@ -50,6 +54,11 @@ pub(crate) struct BaseView {
     is_given_up: AtomicBool,
     /// The last failure that was logged: one that comes again and again is logged once.
     told: Mutex<String>,
+    has_boot: AtomicBool,
+    boot: Mutex<Option<Arc<Boot>>>,
+    pub(crate) boot_counts: BootCounts,
+    pub(crate) recorder: Recorder,
+    pub(crate) journal: Journal,
 }
 
 /// How often one read follows the content to a new layout.
@@ -136,6 +145,11 @@ impl BaseView {
             patience: Mutex::new(Patience::Limited(Duration::ZERO)),
             is_given_up: AtomicBool::new(false),
             told: Mutex::default(),
+            has_boot: AtomicBool::new(false),
+            boot: Mutex::default(),
+            boot_counts: BootCounts::default(),
+            recorder: Recorder::default(),
+            journal: Journal::new(),
         })
     }
 
@@ -305,6 +319,9 @@ impl BaseView {
             self.by_layout(|layout| {
                 let map = self.map(layout, segment)?;
                 while let Some(missing) = bits.first_missing(range.start, range.end) {
+                    if self.bring_by_boot_set(segment, missing) {
+                        continue;
+                    }
                     let chunk = self.run_at(map, segment, missing)?.chunk;
                     self.fetch(segment, bits, map, chunk)?;
                 }
@@ -348,6 +365,9 @@ impl BaseView {
         if wanted.is_empty() {
             return Ok(());
         }
+        let began = self.journal.now();
+        let first_block =
+            u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT) + u64::from(wanted[0].first_block);
         let chunk = self.chunk(digest)?;
         let mut added = PresentBits::none();
         let mut written = 0;
@@ -364,10 +384,38 @@ impl BaseView {
             written += bytes.len() as u64;
         }
         self.base.mark_present(segment, bits, &added);
-        if self.base.count_fetched(written) {
+        self.journal.fetched(began, Origin::Chunk, first_block, written);
+        self.count_kept(written);
+        Ok(())
+    }
+
+    /// Counts bytes that were written into the base; now and then a checkpoint is due.
+    pub(crate) fn count_kept(&self, len: u64) {
+        if self.base.count_fetched(len) {
             self.background.checkpoint(&self.base);
         }
-        Ok(())
+    }
+
+    /// The boot working set that is on its way.
+    pub(crate) fn boot(&self) -> Option<Arc<Boot>> {
+        match self.has_boot.load(Ordering::Acquire) {
+            true => self.boot.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            false => None,
+        }
+    }
+
+    pub(crate) fn use_boot(&self, boot: Option<Arc<Boot>>) {
+        let mut slot = self.boot.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_boot.store(boot.is_some(), Ordering::Release);
+        *slot = boot;
+    }
+
+    /// Reads pieces of a boot working set. Their blocks are not verified.
+    pub(crate) fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        let bytes = self.store.boot_pieces(pieces)?;
+        let len: usize = bytes.iter().map(Vec::len).sum();
+        self.fetched_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use env::simulated::SimulatedFileSystem;
 use mirror::StateFolder;
+use model::boot_set::BootPiece;
 use model::device::Device;
 use model::{
     ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap,
@@ -87,6 +88,10 @@ impl ChunkStore for FaultyStore {
                 Err(Error::new(Kind::Unavailable, "fetch the chunk", chunk.to_string()))
             }
         }
+    }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        self.inner.boot_pieces(pieces)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use env::simulated::SimulatedFileSystem;
 use mirror::ReadOnlyView;
+use model::boot_set::BootPiece;
 use model::device::Device;
 use model::{
     ChunkDigest, ContentDigest, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap,
@@ -45,6 +46,10 @@ impl ChunkStore for ReLaidStore {
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
         self.now().chunk(chunk)
+    }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        self.now().boot_pieces(pieces)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`mod@reference`] | `image`, `image@version`, `image:tag` |
 //! | [`map`] | segment maps: which chunk each block of a segment lies in |
 //! | [`manifest`] | the root of a version's layout |
+//! | [`boot_set`] | the blocks that a guest reads from power-on to ready |
 //! | [`device`] | what a door serves: a disk that is read, written, trimmed and flushed |
 //! | [`source`] | what an import reads and what an export writes |
 //! | [`changes`] | a sealed overlay, on its way to become a version |
@@ -17,6 +18,7 @@
 //! **Not here**: any I/O, any byte layout.
 
 pub mod block;
+pub mod boot_set;
 pub mod changes;
 pub mod device;
 pub mod digest;

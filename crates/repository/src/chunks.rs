@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use catalog::{Catalog, EntryDigest, Location};
+use format::boot_set::decode_boot_set;
 use format::entry::{Encoding, EntryKind, decode};
 use format::manifest::{decode_manifest, decode_manifest_root};
 use format::segment_map::{decode_segment_map, map_digest};
+use model::boot_set::{BootPiece, BootSet};
 use model::{
     ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result,
     SegmentMap,
 };
 use quick_cache::sync::Cache;
+use rayon::prelude::*;
 use store::{Chunk, ChunkStore, PackName, PackStore};
 
 /// How many places are kept in memory: at most some 30 MB, enough for 32 GiB of chunks.
@@ -90,10 +93,7 @@ impl RepositoryChunks {
     /// the caller, who knows how it is made.
     fn read_at(&self, what: &'static str, kind: EntryKind, place: &Location) -> Result<Vec<u8>> {
         let entry = &place.entry;
-        let damaged = |reason: &str| {
-            Error::new(Kind::Corrupt, what, hex(&entry.digest))
-                .because(format!("{reason} (pack {})", place.pack_name))
-        };
+        let damaged = |reason: &str| damaged(what, place, reason);
         if entry.kind != kind as u8 {
             return Err(damaged("the catalog says that it is something else"));
         }
@@ -108,6 +108,64 @@ impl RepositoryChunks {
             _ => decode(encoding, &stored, entry.plain_len)
                 .map_err(|error| damaged(&error.to_string())),
         }
+    }
+
+    /// The manifest of a layout, and the digests of its leaves.
+    pub(crate) fn manifest_with_leaves(
+        &self,
+        layout: LayoutDigest,
+    ) -> Result<(Manifest, Vec<EntryDigest>)> {
+        let what = "read the manifest";
+        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
+        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
+        let root = decode_manifest_root(&bytes)?;
+        let digests: Vec<EntryDigest> = root.leaves.iter().map(|(_, digest)| *digest).collect();
+        let leaves = digests
+            .iter()
+            .map(|digest| self.entry(what, EntryKind::ManifestLeaf, *digest))
+            .collect::<Result<Vec<_>>>()?;
+        Ok((decode_manifest(&root, &leaves)?, digests))
+    }
+
+    /// The map of a segment, without a look at where its chunks lie.
+    pub(crate) fn map_alone(&self, map: MapDigest) -> Result<SegmentMap> {
+        let what = "read the segment map";
+        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
+        Self::check(what, map_digest(&bytes).0, map.0)?;
+        Ok(decode_segment_map(&bytes)?)
+    }
+
+    /// The boot working set of a digest.
+    pub fn boot_set(&self, digest: EntryDigest) -> Result<BootSet> {
+        let what = "read the boot working set";
+        let bytes = self.entry(what, EntryKind::BootSet, digest)?;
+        Self::check(what, *blake3::hash(&bytes).as_bytes(), digest)?;
+        Ok(decode_boot_set(&bytes)?)
+    }
+
+    /// Reads and unpacks boot pieces that lie one behind the other in one pack.
+    fn read_together(&self, places: &[Location]) -> Result<Vec<Vec<u8>>> {
+        let what = "read the boot piece";
+        let (Some(first), Some(last)) = (places.first(), places.last()) else {
+            return Ok(Vec::new());
+        };
+        let end = last.entry.offset + u64::from(last.entry.stored_len);
+        let len = (end - first.entry.offset) as usize;
+        let stored = self.packs.read(&PackName::new(&first.pack_name)?, first.entry.offset, len)?;
+        self.read_len.fetch_add(len as u64, Ordering::Relaxed);
+        let unpack = |place: &Location| {
+            let entry = &place.entry;
+            let from = (entry.offset - first.entry.offset) as usize;
+            let stored = &stored[from..from + entry.stored_len as usize];
+            if entry.kind != EntryKind::BootPiece as u8 {
+                return Err(damaged(what, place, "the catalog says that it is something else"));
+            }
+            let encoding = Encoding::try_from(entry.encoding)
+                .map_err(|_| damaged(what, place, "unknown encoding"))?;
+            decode(encoding, stored, entry.plain_len)
+                .map_err(|error| damaged(what, place, &error.to_string()))
+        };
+        places.par_iter().map(unpack).collect()
     }
 
     fn check(what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {
@@ -136,23 +194,11 @@ impl ChunkStore for RepositoryChunks {
     }
 
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
-        let what = "read the manifest";
-        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
-        let root = decode_manifest_root(&bytes)?;
-        let leaves = root
-            .leaves
-            .iter()
-            .map(|(_, digest)| self.entry("read the manifest", EntryKind::ManifestLeaf, *digest))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Arc::new(decode_manifest(&root, &leaves)?))
+        Ok(Arc::new(self.manifest_with_leaves(layout)?.0))
     }
 
     fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>> {
-        let what = "read the segment map";
-        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
-        Self::check(what, map_digest(&bytes).0, map.0)?;
-        let map = Arc::new(decode_segment_map(&bytes)?);
+        let map = Arc::new(self.map_alone(map)?);
         self.look_up_chunks_of(&map)?;
         Ok(map)
     }
@@ -161,6 +207,40 @@ impl ChunkStore for RepositoryChunks {
         let plain = self.entry("read the chunk", EntryKind::Chunk, chunk.0)?;
         Chunk::verify(chunk, plain)
     }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        let what = "read the boot piece";
+        let digests: Vec<EntryDigest> = pieces.iter().map(|piece| piece.digest).collect();
+        let places = self.catalog.locate(&self.realm, &digests)?;
+        let places: Vec<Location> = places
+            .into_iter()
+            .zip(pieces)
+            .map(|(place, piece)| {
+                place.ok_or_else(|| {
+                    Error::new(Kind::NotFound, what, hex(&piece.digest))
+                        .because("the repository does not have it")
+                })
+            })
+            .collect::<Result<_>>()?;
+        let mut bytes = Vec::with_capacity(pieces.len());
+        for together in places.chunk_by(lies_behind) {
+            for stored in self.read_together(together)? {
+                bytes.push(stored);
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// True where an entry starts where the one before it ends.
+fn lies_behind(first: &Location, second: &Location) -> bool {
+    let end = first.entry.offset + u64::from(first.entry.stored_len);
+    first.pack == second.pack && end == second.entry.offset
+}
+
+fn damaged(what: &'static str, place: &Location, reason: &str) -> Error {
+    Error::new(Kind::Corrupt, what, hex(&place.entry.digest))
+        .because(format!("{reason} (pack {})", place.pack_name))
 }
 
 fn hex(digest: &EntryDigest) -> String {

@@ -10,10 +10,10 @@ use model::progress::{Cancel, Progress};
 use model::source::DiskSource;
 use model::{BLOCK_LEN, ContentDigest, Error, ImageName, Kind, Result, TagName, VersionKind};
 
-use catalog::{Condition, Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, LeaseId, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{LaidOut, Layout, Plan};
-use crate::lease::Lease;
+use crate::lease::{Lease, Purpose};
 use crate::packer::Destination;
 use crate::repository::Repository;
 use crate::windows::{self, ImportWindows};
@@ -126,18 +126,26 @@ impl Repository {
     }
 
     pub(crate) fn begin_lease(&self) -> Result<Lease> {
-        let lease = Lease::begin(self.catalog.clone(), self.packs.clone())?;
+        let lease = self.begin_lease_for(Purpose::Work)?;
         self.lists.forget_removed()?;
         Ok(lease)
     }
 
+    pub(crate) fn begin_lease_for(&self, purpose: Purpose) -> Result<Lease> {
+        Lease::begin(purpose, self.catalog.clone(), self.packs.clone(), self.lease_time)
+    }
+
     pub(crate) fn destination(&self, lease: &Lease) -> Destination {
+        self.destination_of(lease.id())
+    }
+
+    pub(crate) fn destination_of(&self, lease: LeaseId) -> Destination {
         Destination {
             catalog: self.catalog.clone(),
             packs: self.packs.clone(),
             entropy: self.entropy.clone(),
             realm: self.realm.clone(),
-            lease: lease.id(),
+            lease,
             compression_level: self.settings.compression_level,
         }
     }

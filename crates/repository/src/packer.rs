@@ -17,7 +17,7 @@ use catalog::{Catalog, EntryRecord, LeaseId, NewPack, PackId};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use env::Entropy;
 use format::entry::{Encoder, Encoding, EntryKind};
-use format::pack::PackBuilder;
+use format::pack::{FinishedPack, PackBuilder};
 use model::digest::DIGEST_LEN;
 use model::{BLOCK_LEN, BlockDigest, Error, Kind, Realm, Result};
 use store::{PackName, PackStore};
@@ -35,6 +35,13 @@ pub struct Entry {
     pub plain: Vec<u8>,
     /// The digests of a chunk's blocks; empty for other kinds.
     pub blocks: Vec<BlockDigest>,
+}
+
+impl Entry {
+    /// An entry that is no chunk.
+    pub fn whole(kind: EntryKind, digest: [u8; DIGEST_LEN], plain: Vec<u8>) -> Self {
+        Entry { kind, digest, plain, blocks: Vec::new() }
+    }
 }
 
 struct Packed {
@@ -195,14 +202,30 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
     let finished = builder.finish();
     let name = PackName::new(&to.entropy.name())?;
     to.packs.put(&name, &finished.bytes)?;
+    let pack = describe(&name, &to.realm, &finished);
+    let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|error| {
+        // Only where the catalog has surely not taken it: after another error the row may be there
+        // all the same, and a row must not name bytes that are gone. If it cannot be removed,
+        // collect will find it.
+        if matches!(error.kind(), Kind::Stale | Kind::Full) {
+            let _ = to.packs.remove(&name);
+        }
+    })?;
+    written.stored_len += pack.stored_len;
+    written.pack_count += 1;
+    Ok(id)
+}
+
+/// What the catalog is told of a pack.
+pub fn describe(name: &PackName, realm: &Realm, finished: &FinishedPack) -> NewPack {
     let chunks = || finished.entries.iter().filter(|entry| entry.kind == EntryKind::Chunk);
     let mut hooks: Vec<_> =
         finished.block_digests.iter().filter(|d| d.is_hook()).map(BlockDigest::hook).collect();
     hooks.sort_unstable();
     hooks.dedup();
-    let pack = NewPack {
+    NewPack {
         name: name.as_str().to_string(),
-        realm: to.realm.clone(),
+        realm: realm.clone(),
         stored_len: finished.bytes.len() as u64,
         data_len: finished.block_digests.len() as u64 * BLOCK_LEN as u64,
         data_stored_len: chunks().map(|entry| u64::from(entry.stored_len)).sum(),
@@ -219,16 +242,5 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
             })
             .collect(),
         hooks,
-    };
-    let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|error| {
-        // Only where the catalog has surely not taken it: after another error the row may be there
-        // all the same, and a row must not name bytes that are gone. If it cannot be removed,
-        // collect will find it.
-        if matches!(error.kind(), Kind::Stale | Kind::Full) {
-            let _ = to.packs.remove(&name);
-        }
-    })?;
-    written.stored_len += pack.stored_len;
-    written.pack_count += 1;
-    Ok(id)
+    }
 }

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use catalog::{Catalog, SqliteCatalog};
 use env::{Clock, Entropy, FileSystem};
@@ -15,6 +16,7 @@ use model::{Error, Kind, Realm, Result};
 use store::{DecoratedPackStore, DirectoryPackStore, LinkSpeed, PackStore};
 
 use crate::chunks::RepositoryChunks;
+use crate::lease::TIME_TO_LIVE;
 use crate::lists::PackLists;
 use crate::settings::Settings;
 
@@ -27,6 +29,7 @@ pub struct Repository {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) lists: Arc<PackLists>,
     pub(crate) realm: Realm,
+    pub(crate) lease_time: Duration,
     chunks: Arc<RepositoryChunks>,
 }
 
@@ -130,7 +133,15 @@ impl Repository {
         let realm = Realm::default_realm();
         let lists = Arc::new(PackLists::new(catalog.clone(), packs.clone()));
         let chunks = RepositoryChunks::new(catalog.clone(), packs.clone(), realm.clone());
-        Repository { settings, catalog, packs, entropy, lists, realm, chunks: Arc::new(chunks) }
+        let (chunks, lease_time) = (Arc::new(chunks), TIME_TO_LIVE);
+        Repository { settings, catalog, packs, entropy, lists, realm, lease_time, chunks }
+    }
+
+    /// The same, with leases that die `lease_time` after a process that no longer renews them. All who
+    /// work on a repository may differ.
+    #[must_use]
+    pub fn with_lease_time(self, lease_time: Duration) -> Self {
+        Repository { lease_time, ..self }
     }
 
     /// The settings it was made with.

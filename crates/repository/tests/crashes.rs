@@ -13,8 +13,8 @@ use env::simulated::SimulatedFileSystem;
 use env::{FileSystem, SeededEntropy, SystemClock};
 use model::progress::{Cancel, Silent};
 use model::{Kind, Result};
-use repository::{CommitRequest, Repository, Settings};
-use store::DirectoryPackStore;
+use repository::{CollectLimits, CollectRequest, Collected, CommitRequest, Repository, Settings};
+use store::{DirectoryPackStore, PackStore};
 use support::{BytesSink, BytesSource, Difference, disk, request};
 
 const EIO: i32 = 5;
@@ -93,22 +93,107 @@ fn a_commit_is_there_whole_or_not_at_all_after_power_loss_at_any_step() {
     let old = disk(3, 3 << 20, 1 << 40);
     let mut new = old.clone();
     new[100_000..900_000].copy_from_slice(&disk(4, 800_000, 1 << 40));
-    check(
-        EIO,
-        |repository| {
-            let parent = repository.catalog().version(&"web@1".parse()?)?.id;
-            let request = CommitRequest {
-                image: parent.image.clone(),
-                parent,
-                tag: None,
-                origin: "test".into(),
-                progress: &Silent,
-            };
-            repository.commit(&Difference { old: &old, new: &new }, &request).map(drop)
-        },
-        &old,
-        &new,
-    );
+    check(EIO, |repository| commit(repository, "web@1", &old, &new), &old, &new);
+}
+
+/// Versions of which some are removed, so that a collect has everything to do: packs that are dead,
+/// packs that are mostly dead, chunks that are half dead. Returns what must be readable.
+fn make_garbage(repository: &Repository) -> Result<Vec<(String, Vec<u8>)>> {
+    let old = disk(3, 3 << 20, 1 << 40);
+    let mut new = old.clone();
+    for block in (0..new.len() / 4096).filter(|block| block % 8 != 0) {
+        new[block * 4096] ^= 0x5a;
+    }
+    let kept = disk(4, 1 << 20, 1 << 40);
+    let mixed = [kept.clone(), disk(5, 4 << 20, 1 << 40)].concat();
+    import(repository, "web", &old)?;
+    commit(repository, "web@1", &old, &new)?;
+    import(repository, "mixed", &mixed)?;
+    import(repository, "kept", &kept)?;
+    import(repository, "gone", &disk(6, 2 << 20, 1 << 40))?;
+    for gone in ["web@1", "mixed@1", "gone@1"] {
+        let gone = repository.catalog().version(&gone.parse()?)?.id;
+        repository.catalog().remove_version(&gone)?;
+    }
+    Ok(vec![("web@2".into(), new), ("kept@1".into(), kept)])
+}
+
+fn import(repository: &Repository, image: &str, bytes: &[u8]) -> Result<()> {
+    repository.import(&mut BytesSource::new(bytes), &request(image, &Cancel::new())).map(drop)
+}
+
+fn commit(repository: &Repository, parent: &str, old: &[u8], new: &[u8]) -> Result<()> {
+    let parent = repository.catalog().version(&parent.parse()?)?.id;
+    let request = CommitRequest {
+        image: parent.image.clone(),
+        parent,
+        tag: None,
+        origin: "test".into(),
+        progress: &Silent,
+    };
+    repository.commit(&Difference { old, new }, &request).map(drop)
+}
+
+fn collect(repository: &Repository) -> Result<Collected> {
+    repository.collect(&CollectRequest {
+        limits: CollectLimits::default(),
+        waits: true,
+        events: &Silent,
+        cancel: &Cancel::new(),
+    })
+}
+
+/// A folder in memory, where there is such: the disk that matters here is the simulated one.
+fn memory_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Power is lost at every step of a collect: what was published reads back, the next collect finishes
+/// the work, and no file is left that no row names.
+#[test]
+fn a_collect_that_loses_power_at_any_step_loses_nothing_and_the_next_one_finishes() {
+    let template = memory_folder();
+    let made = SimulatedFileSystem::new();
+    let repository = open(&made, &template.path().join("catalog.sqlite"), 1).unwrap();
+    let versions = make_garbage(&repository).unwrap();
+    drop(repository);
+    for (error, stride) in [(EIO, 1), (ENOSPC, 7)] {
+        for step in (0..).step_by(stride) {
+            let folder = memory_folder();
+            let catalog = folder.path().join("catalog.sqlite");
+            std::fs::copy(template.path().join("catalog.sqlite"), &catalog).unwrap();
+            // All of it was synced, so this is a copy.
+            let disk = made.crash(0);
+            let repository = open(&disk, &catalog, step + 2).unwrap();
+            disk.fail_from(disk.operation_count() + step, error);
+            let collected = collect(&repository);
+            drop(repository);
+            let after = disk.crash(step);
+            after.heal();
+            let repository = open(&after, &catalog, step + 1000).unwrap();
+            for (reference, bytes) in &versions {
+                let read = export(&repository, reference);
+                assert!(read.is_ok_and(|read| read == *bytes), "{reference}, step {step}");
+            }
+            let again = collect(&repository).unwrap();
+            for (reference, bytes) in &versions {
+                assert!(
+                    export(&repository, reference).unwrap() == *bytes,
+                    "{reference}, step {step}"
+                );
+            }
+            let plan = repository.plan_collect(&CollectLimits::default(), &Cancel::new()).unwrap();
+            assert!(plan.is_empty(), "step {step}: {plan:?} after {again:?}");
+            let packs = DirectoryPackStore::open(Arc::new(after), Path::new("/packs")).unwrap();
+            let files = packs.list().unwrap().len();
+            assert_eq!(files, repository.catalog().packs().unwrap().len(), "step {step}");
+            assert!(packs.unfinished().unwrap().is_empty(), "step {step}");
+            if let Ok(collected) = collected {
+                assert!(step > 30 && collected.removed_packs > 2, "step {step}: {collected:?}");
+                break;
+            }
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use model::boot_set::BootPiece;
 use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
 
 use crate::Chunk;
@@ -29,4 +30,11 @@ pub trait ChunkStore: Send + Sync {
 
     /// Reads one chunk whole.
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk>;
+
+    /// Reads pieces of a boot working set, in the order asked; those that lie one behind the other
+    /// come in one request.
+    ///
+    /// Their blocks are **not verified** here: the caller compares each with the digest that the set's
+    /// source lists.
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>>;
 }

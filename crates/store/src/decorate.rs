@@ -220,6 +220,16 @@ impl PackStore for DecoratedPackStore {
         let work = || self.engine.remove(name);
         self.pass("remove the pack", name.as_str(), |()| 0, work).map(|_| ())
     }
+
+    fn unfinished(&self) -> Result<Vec<(PackName, u64)>> {
+        let work = || self.engine.unfinished();
+        self.pass("list the packs of", "the store", |_| 0, work).map(|(names, _)| names)
+    }
+
+    fn discard_unfinished(&self, name: &PackName) -> Result<()> {
+        let work = || self.engine.discard_unfinished(name);
+        self.pass("remove the pack", name.as_str(), |()| 0, work).map(|_| ())
+    }
 }
 
 #[cfg(test)]

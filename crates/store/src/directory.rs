@@ -23,6 +23,9 @@ use model::{Error, Kind, Result};
 
 use crate::pack_store::{PackName, PackStore};
 
+/// What the name of a pack that is being written ends with.
+const UNFINISHED: &str = ".new";
+
 /// Packs as files in a folder.
 #[derive(Debug)]
 pub struct DirectoryPackStore {
@@ -45,6 +48,25 @@ impl DirectoryPackStore {
         self.folder.join(name.as_str())
     }
 
+    fn unfinished_path(&self, name: &PackName) -> PathBuf {
+        self.folder.join(format!("{name}{UNFINISHED}"))
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let failed =
+            |error| Error::io("list the packs in", self.folder.display().to_string(), error);
+        self.file_system.list(&self.folder).map_err(failed)
+    }
+
+    fn remove_file(&self, name: &PackName, path: &Path) -> Result<()> {
+        match self.file_system.remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove the pack", name.as_str(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn open_pack(&self, operation: &'static str, name: &PackName) -> Result<Arc<dyn File>> {
         self.file_system
             .open(&self.path(name), OpenMode::Read)
@@ -64,7 +86,7 @@ impl DirectoryPackStore {
 
     fn write_durably(&self, name: &PackName, bytes: &[u8]) -> std::io::Result<()> {
         let path = self.path(name);
-        let new = path.with_extension("new");
+        let new = self.unfinished_path(name);
         let written = self.file_system.open(&new, OpenMode::CreateNew).and_then(|file| {
             file.write_all_at(bytes, 0)?;
             file.sync()
@@ -113,19 +135,33 @@ impl PackStore for DirectoryPackStore {
     }
 
     fn list(&self) -> Result<Vec<PackName>> {
-        let failed =
-            |error| Error::io("list the packs in", self.folder.display().to_string(), error);
-        let files = self.file_system.list(&self.folder).map_err(failed)?;
+        let files = self.files()?;
         Ok(files.iter().filter_map(|file| PackName::new(file.to_str()?).ok()).collect())
     }
 
     fn remove(&self, name: &PackName) -> Result<()> {
-        match self.file_system.remove_file(&self.path(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove the pack", name.as_str(), error))
+        self.remove_file(name, &self.path(name))
+    }
+
+    fn unfinished(&self) -> Result<Vec<(PackName, u64)>> {
+        let files = self.files()?;
+        let names = files
+            .iter()
+            .filter_map(|file| PackName::new(file.to_str()?.strip_suffix(UNFINISHED)?).ok());
+        let measured = names.map(|name| {
+            let file = self.file_system.open(&self.unfinished_path(&name), OpenMode::Read);
+            match file.and_then(|file| file.len()) {
+                Ok(len) => Ok(Some((name, len))),
+                // Its writer has just ended.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(Error::io("measure the pack", name.as_str(), error)),
             }
-            _ => Ok(()),
-        }
+        });
+        measured.filter_map(Result::transpose).collect()
+    }
+
+    fn discard_unfinished(&self, name: &PackName) -> Result<()> {
+        self.remove_file(name, &self.unfinished_path(name))
     }
 }
 
@@ -157,5 +193,19 @@ mod tests {
         std::fs::rename(&away, &folder).unwrap();
         assert_eq!(store.read(&there, 0, 5).unwrap(), b"bytes");
         assert_eq!(store.read(&not_there, 0, 1).unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn what_a_put_that_died_has_left_is_listed_and_discarded() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DirectoryPackStore::open(Arc::new(env::RealFileSystem), folder.path()).unwrap();
+        let name = PackName::new(&"c".repeat(32)).unwrap();
+        std::fs::write(folder.path().join(format!("{name}.new")), b"half").unwrap();
+        std::fs::write(folder.path().join("notes.new"), b"somebody else's").unwrap();
+        assert_eq!(store.unfinished().unwrap(), [(name.clone(), 4)]);
+        assert_eq!(store.list().unwrap(), []);
+        store.discard_unfinished(&name).unwrap();
+        assert_eq!(store.unfinished().unwrap(), []);
+        assert!(folder.path().join("notes.new").exists());
     }
 }

@@ -94,7 +94,10 @@ pub(super) async fn swap_layout(
 }
 
 /// Makes the packs put under a lease nobody's: from now on something refers to them.
-async fn release_packs(connection: &mut SqliteConnection, lease: LeaseId) -> Result<(), Failure> {
+pub(super) async fn release_packs(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+) -> Result<(), Failure> {
     sqlx::query("UPDATE pack SET lease = NULL, condemned = NULL WHERE lease = ?1")
         .bind(lease.0)
         .execute(connection)

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use env::Timestamp;
 use model::{
-    ContentDigest, Error, ImageName, Kind, LayoutDigest, Result, VersionId, VersionNumber,
+    ChunkDigest, ContentDigest, Error, ImageName, Kind, LayoutDigest, Result, VersionId,
+    VersionNumber,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row, SqliteConnection};
 
+use super::boot_sets;
 use super::failure::Failure;
 use super::versions::{damaged, digest, find, version_number};
 use crate::records::{EntryDigest, HoldRecord, Revision, Root, VersionRecord};
@@ -34,7 +36,9 @@ pub(super) async fn after(
              UNION ALL
             SELECT image, number, holder, content, layout, NULL, revision
               FROM hold WHERE revision > ?1)
-        SELECT * FROM root
+        SELECT *, (SELECT group_concat(hex(b.digest), ' ') FROM boot_set b
+                    WHERE b.content = root.content) AS boot_sets
+          FROM root
          WHERE revision <= coalesce(
                    (SELECT revision FROM root ORDER BY revision LIMIT 1 OFFSET ?2),
                    9223372036854775807)
@@ -117,8 +121,11 @@ pub(super) async fn release(
     connection: &mut SqliteConnection,
     holder: &str,
 ) -> Result<(), Failure> {
-    sqlx::query("DELETE FROM hold WHERE holder = ?1").bind(holder).execute(connection).await?;
-    Ok(())
+    sqlx::query("DELETE FROM hold WHERE holder = ?1")
+        .bind(holder)
+        .execute(&mut *connection)
+        .await?;
+    boot_sets::forget_unused(connection).await
 }
 
 /// The holds that have not expired. Expired ones stay roots until they are forgotten.
@@ -146,6 +153,12 @@ fn version(image: &str, number: i64) -> sqlx::Result<VersionId> {
     Ok(VersionId { image, version })
 }
 
+/// Digests out of the hexadecimal words that SQLite makes of them.
+fn digests(joined: Option<&str>) -> sqlx::Result<Vec<EntryDigest>> {
+    let parse = |word: &str| word.to_lowercase().parse::<ChunkDigest>().map_err(damaged);
+    joined.unwrap_or_default().split_ascii_whitespace().map(|w| Ok(parse(w)?.0)).collect()
+}
+
 impl FromRow<'_, SqliteRow> for Root {
     fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
         let record: Option<Vec<u8>> = row.try_get("record")?;
@@ -154,7 +167,8 @@ impl FromRow<'_, SqliteRow> for Root {
             holder: row.try_get("holder")?,
             content: ContentDigest(digest(row.try_get("content")?)?),
             layout: LayoutDigest(digest(row.try_get("layout")?)?),
-            record: record.map(|bytes| digest(&bytes)).transpose()? as Option<EntryDigest>,
+            record: record.map(|bytes| digest(&bytes)).transpose()?,
+            boot_sets: digests(row.try_get("boot_sets")?)?,
             revision: Revision(row.try_get("revision")?),
         })
     }

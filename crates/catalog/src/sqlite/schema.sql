@@ -44,6 +44,14 @@ CREATE TABLE hold (
     expires INTEGER
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE boot_set (
+    content BLOB NOT NULL,
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    boots INTEGER NOT NULL,
+    PRIMARY KEY (content, name)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE revision (
     last INTEGER NOT NULL
 ) STRICT;

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
 use super::failure::Failure;
-use super::near;
+use super::{boot_sets, near};
 use crate::records::{VersionFacts, VersionRecord};
 
 /// Everything of a version in one row; the condition comes after.
@@ -157,9 +157,9 @@ pub(super) async fn remove(
           WHERE image = ?1 AND NOT EXISTS (SELECT 1 FROM version WHERE image = ?1)",
     )
     .bind(image)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    boot_sets::forget_unused(connection).await
 }
 
 /// Why a reference means nothing: no such image, or no such version or tag of it.

@@ -43,6 +43,9 @@ pub struct Attach {
     /// until it can be reached again. What is on this host is read and written all the while.
     #[arg(long, value_name = "SECONDS")]
     fetch_timeout: Option<u64>,
+    /// Record what is read, until the mirror is detached, as a working set of this name.
+    #[arg(long, value_name = "NAME")]
+    record: Option<String>,
     /// Serve in the background; return once it serves.
     #[arg(long)]
     detach: bool,
@@ -67,6 +70,7 @@ impl Attach {
             mirror: self.mirror,
             doors: DoorOptions { nbd: self.nbd, fuse: self.fuse, read_only: self.read_only },
             patience,
+            record: self.record,
         };
         // From here on a signal detaches.
         let waiter = Waiter::new()?;

@@ -1,7 +1,9 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod boot_set;
 mod clone;
+mod collect;
 mod commit;
 mod completions;
 mod create;
@@ -15,6 +17,7 @@ mod list;
 mod man;
 mod mirrors;
 mod remove;
+mod report;
 mod run;
 mod settings;
 mod show;
@@ -46,6 +49,9 @@ pub enum Command {
     Commit(commit::Commit),
     Run(run::Run),
     Host(host::Host),
+    BootSet(boot_set::BootSet),
+    Report(report::Report),
+    Collect(collect::Collect),
     Stats(stats::Stats),
     Settings(settings::Settings),
     Completions(completions::Completions),
@@ -81,6 +87,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
+        Command::BootSet(command) => command.run(&context),
+        Command::Report(command) => command.run(&context),
+        Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),
         Command::Completions(command) => command.run(),

@@ -63,6 +63,7 @@ impl Run {
                 ..DoorOptions::default()
             },
             patience: Patience::Unlimited,
+            record: None,
         };
         let served = Served::start(context, &request)?;
         let drive =
