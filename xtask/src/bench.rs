@@ -11,6 +11,7 @@
 //! | [`boot`] | which machine boots soonest |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
+//! | [`host`] | a host's daemon: attach to first byte, many attaches at once, memory |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
@@ -22,6 +23,7 @@
 mod boot;
 mod commit;
 mod doors;
+mod host;
 mod import;
 mod inputs;
 mod login;
@@ -49,6 +51,7 @@ const BENCHES: &[Bench] = &[
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
+    host::BENCH,
     boot::BENCH,
     yardstick::BENCH,
 ];

@@ -50,6 +50,11 @@ impl NbdClient {
         Ok(NbdClient { stream, length, next_cookie: 1 })
     }
 
+    /// Waits for answers however long they take.
+    pub fn wait_for_ever(&mut self) {
+        self.stream.set_read_timeout(None).unwrap();
+    }
+
     fn send(
         &mut self,
         command: u16,
