@@ -74,7 +74,12 @@ const NEEDS: &[Need] = &[
     need("nbdcopy", "libnbd-bin", &[Test, Bench]),
     need("fio", "fio", &[Test, Bench]),
     need("strace", "strace", &[Test]),
+    need("sqlite3", "sqlite3", &[Test]),
     need("casync", "casync", &[Test, Bench]),
+    need("restic", "restic", &[Bench]),
+    need("borg", "borgbackup", &[Bench]),
+    // Without it borg shows no archives.
+    need("/usr/lib/python3/dist-packages/pyfuse3_asyncio.py", "python3-pyfuse3", &[Bench]),
     need("zstd", "zstd", &[Test, Bench]),
 ];
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use model::digest::Hook;
 use model::name::LabelKey;
-use model::{ContentDigest, ImageName, LayoutDigest, Realm, Reference, Result, TagName, VersionId};
+use model::{
+    ContentDigest, ImageName, LayoutDigest, Names, Realm, Reference, Result, TagName, VersionId,
+};
 
 use crate::records::{
     BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
@@ -15,7 +17,7 @@ use crate::records::{
 /// Names, versions, hooks, places of chunks, leases.
 ///
 /// Calls may come from many threads and processes at once; each is one transaction, and durable
-/// when it returns. Promises, which [`crate::contract`] tests on every engine:
+/// when it returns, but for counts of attaches and for leases, which mean nothing after power loss. Promises, which [`crate::contract`] tests on every engine:
 ///
 /// 1. A version exists wholly or not at all, and never changes, but for its tags, counts and layout.
 /// 2. Version numbers of an image ascend from 1 in the order of publishing, and are never reused:
@@ -179,6 +181,26 @@ pub trait Catalog: Send + Sync {
     /// Makes a durable pack visible that holds copies of known entries: their places are in it from
     /// now on. The pack is nobody's.
     fn move_entries(&self, lease: LeaseId, pack: &NewPack) -> Result<PackId>;
+
+    /// Forgets entries that cannot be read and that nothing refers to, so that writers bring them
+    /// again. Their packs stay.
+    fn forget_entries(&self, lease: LeaseId, realm: &Realm, digests: &[EntryDigest]) -> Result<()>;
+
+    /// Says that another entry tells of a version's publication: the one that did is lost. `Stale`
+    /// where the version has another record than `old`, or is gone.
+    fn replace_record(
+        &self,
+        lease: LeaseId,
+        version: &VersionId,
+        old: EntryDigest,
+        new: EntryDigest,
+    ) -> Result<()>;
+
+    /// All names, as of one instant; images and holds by name. Holds that have expired are left out.
+    fn names(&self) -> Result<Names>;
+
+    /// Puts names into a catalog that has none. `Refused` where it has.
+    fn restore_names(&self, names: &Names) -> Result<()>;
 
     /// Gives space that the catalog no longer needs back to the file system.
     fn compact(&self) -> Result<()>;

@@ -53,6 +53,9 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("entries keep their first place", entries_keep_their_first_place),
     ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
     ("nothing crosses realms", nothing_crosses_realms),
+    ("entries are forgotten", entries_are_forgotten),
+    ("records are replaced", records_are_replaced),
+    ("names go out and come in", names_go_out_and_come_in),
     ("packs are found by number", packs_are_found_by_number),
     ("statistics add up", statistics_add_up),
 ];
@@ -681,7 +684,93 @@ pub fn nothing_crosses_realms(catalog: &dyn Catalog) {
 }
 
 /// Packs are listed by number with what is known of them.
-pub fn packs_are_found_by_number(catalog: &dyn Catalog) {
+pub fn entries_are_forgotten(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let one = pack(1);
+    catalog.add_pack(lease, &one).unwrap();
+    let realm = Realm::default_realm();
+    catalog.forget_entries(lease, &realm, &digests(&one)[..2]).unwrap();
+    let places = catalog.locate(&realm, &digests(&one)).unwrap();
+    assert_eq!(places.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(catalog.packs().unwrap().len(), 1, "the pack stays");
+    let again = NewPack { name: pack(2).name, ..one.clone() };
+    let again_id = catalog.add_pack(lease, &again).unwrap();
+    let places = catalog.locate(&realm, &digests(&one)).unwrap();
+    let packs: Vec<_> = places.into_iter().map(|place| place.unwrap().pack == again_id).collect();
+    assert_eq!(packs, [true, true, false], "a writer brings them again");
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(kind(catalog.forget_entries(lease, &realm, &[])), Kind::Stale);
+}
+
+fn records_are_replaced(catalog: &dyn Catalog) {
+    let [old, new] = [[1; DIGEST_LEN], [2; DIGEST_LEN]];
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let published = Publication { record: Some(old), ..publication("web") };
+    let version = catalog.publish(lease, &published).unwrap().id;
+    let met = catalog.roots(Revision::default(), 9).unwrap()[0].revision;
+    let lease = catalog.begin_lease(LONG).unwrap();
+    assert_eq!(kind(catalog.replace_record(lease, &version, new, old)), Kind::Stale);
+    catalog.replace_record(lease, &version, old, new).unwrap();
+    let roots = catalog.roots(met, 9).unwrap();
+    assert_eq!(roots.iter().map(|root| root.record).collect::<Vec<_>>(), [Some(new)]);
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(kind(catalog.replace_record(lease, &version, new, old)), Kind::Stale);
+}
+
+fn names_go_out_and_come_in(catalog: &dyn Catalog) {
+    assert_eq!(catalog.names().unwrap(), model::Names::default());
+    let version = publish(catalog, "debian");
+    publish(catalog, "debian");
+    let gone = publish(catalog, "gone");
+    catalog.clone_version(&version, &name("copy")).unwrap();
+    catalog.set_tag(&version, &tag("stable")).unwrap();
+    catalog.set_label(&name("copy"), &key("arch"), Some("amd64 = x")).unwrap();
+    catalog.count_attach(&version).unwrap();
+    catalog.hold(&gone, "mirror a", Some(LONG)).unwrap();
+    catalog.hold(&version, "mirror b", None).unwrap();
+    catalog.hold(&version, "expired", Some(Duration::ZERO)).unwrap();
+    catalog.remove_image(&name("gone")).unwrap();
+    let names = catalog.names().unwrap();
+    let images: Vec<_> = names
+        .images
+        .iter()
+        .map(|image| (image.name.as_str(), image.last_version, image.versions.len()))
+        .collect();
+    assert_eq!(images, [("copy", 1, 1), ("debian", 2, 2), ("gone", 1, 0)]);
+    assert_eq!(names.images[1].versions[0].attach_count, 1);
+    assert_eq!(names.images[0].versions[0].parent, Some(version.clone()));
+    assert_eq!(
+        names.holds.iter().map(|hold| &hold.holder).collect::<Vec<_>>(),
+        ["mirror a", "mirror b"]
+    );
+    assert_eq!(kind(catalog.restore_names(&names)), Kind::Refused);
+
+    for image in ["copy", "debian"] {
+        catalog.remove_image(&name(image)).unwrap();
+    }
+    assert_eq!(kind(catalog.restore_names(&names)), Kind::Refused, "numbers are names too");
+}
+
+/// Panics unless names come out of `to`, which is empty, as they were in `from`.
+pub fn check_restored(from: &dyn Catalog, to: &dyn Catalog) {
+    names_go_out_and_come_in(from);
+    let lease = from.begin_lease(LONG).unwrap();
+    from.publish(lease, &publication("debian")).unwrap();
+    from.set_tag(&id("debian", 3), &tag("new")).unwrap();
+    let names = from.names().unwrap();
+    to.restore_names(&names).unwrap();
+    assert_eq!(to.names().unwrap(), names);
+    assert_eq!(
+        to.version(&reference("debian:new")).unwrap(),
+        from.version(&reference("debian:new")).unwrap()
+    );
+    let roots = to.roots(Revision::default(), 100).unwrap();
+    assert_eq!(roots.len(), 3, "one version and two holds");
+    let lease = to.begin_lease(LONG).unwrap();
+    assert_eq!(to.publish(lease, &publication("gone")).unwrap().id, id("gone", 2));
+}
+
+fn packs_are_found_by_number(catalog: &dyn Catalog) {
     assert_eq!(kind(catalog.pack(PackId(1))), Kind::NotFound);
     let lease = catalog.begin_lease(LONG).unwrap();
     let ids = [1, 2].map(|number| catalog.add_pack(lease, &pack(number)).unwrap());

@@ -13,13 +13,14 @@
 //! | `roots` | what keeps layouts in the repository: versions and holds |
 //! | `boot_sets` | working sets of contents |
 //! | `collect` | all entries; marks upon packs; removal |
+//! | `names` | all names at once, out and in |
 //! | `statistics` | how much there is |
 //! | `batch` | many rows in one parameter |
 //! | `near` | names that come near to one that was not found |
 //! | `failure` | SQLite's errors, sorted by what the caller should do |
 //!
 //! **Invariants**: a call is one transaction, durable when it returns (write-ahead log,
-//! `synchronous = FULL`); readers never wait for writers.
+//! `synchronous = FULL`; leases and counts of attaches wait for no disk); readers never wait for writers.
 //!
 //! **Failure**: a process that dies at any instant leaves the state before its transaction or after
 //! it. Two processes may have the file open; one writes at a time.
@@ -31,6 +32,7 @@ mod connections;
 mod failure;
 mod images;
 mod leases;
+mod names;
 mod near;
 mod packs;
 mod publish;
@@ -49,7 +51,10 @@ use std::time::Duration;
 use env::Clock;
 use model::digest::Hook;
 use model::name::LabelKey;
-use model::{ContentDigest, ImageName, LayoutDigest, Realm, Reference, Result, TagName, VersionId};
+use model::{
+    ContentDigest, Error, ImageName, Kind, LayoutDigest, Names, Realm, Reference, Result, TagName,
+    VersionId,
+};
 
 use crate::catalog::Catalog;
 use crate::records::{
@@ -84,6 +89,37 @@ impl SqliteCatalog {
         let connections = Connections::new(path)?;
         schema::prepare(&connections)?;
         Ok(SqliteCatalog { connections, clock })
+    }
+
+    /// Opens the catalog in a file that must be one already.
+    ///
+    /// # Errors
+    /// As [`SqliteCatalog::open`]; `Corrupt` where the file is absent or empty.
+    pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<SqliteCatalog> {
+        let connections = Connections::new(path)?;
+        schema::require(&connections)?;
+        Ok(SqliteCatalog { connections, clock })
+    }
+
+    /// Has SQLite look at every page: `Corrupt` where one is not sound. What rows say is not looked
+    /// at.
+    ///
+    /// Cost: one pass over the file.
+    pub fn check_pages(&self) -> Result<()> {
+        let operation = "check the catalog";
+        let found: Vec<String> = self.connections.read(operation, async |c| {
+            let check = sqlx::query_scalar("PRAGMA quick_check(1)");
+            Ok(check.fetch_all(c).await?)
+        })?;
+        match found.iter().find(|line| *line != "ok") {
+            None => Ok(()),
+            Some(first) => {
+                let file = self.connections.file().display().to_string();
+                Err(Error::new(Kind::Corrupt, operation, file)
+                    .because(first.clone())
+                    .hint("`larder scrub --rebuild` makes it anew from the packs"))
+            }
+        }
     }
 }
 
@@ -126,8 +162,9 @@ impl Catalog for SqliteCatalog {
     }
 
     fn count_attach(&self, version: &VersionId) -> Result<()> {
-        self.connections
-            .write("count the attach", async |c| versions::count_attach(c, version).await)
+        self.connections.write_without_sync("count the attach", async |c| {
+            versions::count_attach(c, version).await
+        })
     }
 
     fn begin_lease(&self, time_to_live: Duration) -> Result<LeaseId> {
@@ -139,15 +176,20 @@ impl Catalog for SqliteCatalog {
 
     fn renew_lease(&self, lease: LeaseId, time_to_live: Duration) -> Result<()> {
         let now = self.clock.now();
-        self.connections
-            .write("renew the lease", async |c| leases::renew(c, lease, now, time_to_live).await)
+        self.connections.write_without_sync("renew the lease", async |c| {
+            leases::renew(c, lease, now, time_to_live).await
+        })
     }
 
     fn abandon_lease(&self, lease: LeaseId) -> Result<Vec<String>> {
         let operation = "abandon the lease";
         let found =
             self.connections.read(operation, async |c| leases::find_abandoned(c, lease).await)?;
-        self.connections.write(operation, async |c| leases::abandon(c, lease, &found).await)
+        let work = async |c: &mut _| leases::abandon(c, lease, &found).await;
+        match found.is_empty() {
+            true => self.connections.write_without_sync(operation, work),
+            false => self.connections.write(operation, work),
+        }
     }
 
     fn add_pack(&self, lease: LeaseId, pack: &NewPack) -> Result<PackId> {
@@ -297,6 +339,34 @@ impl Catalog for SqliteCatalog {
     fn remove_condemned(&self, lease: LeaseId, packs: &[Doomed]) -> Result<Vec<String>> {
         let now = self.clock.now();
         self.connections.write("collect", async |c| collect::remove(c, lease, now, packs).await)
+    }
+
+    fn forget_entries(&self, lease: LeaseId, realm: &Realm, digests: &[EntryDigest]) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("forget entries", async |c| packs::forget(c, lease, now, realm, digests).await)
+    }
+
+    fn replace_record(
+        &self,
+        lease: LeaseId,
+        version: &VersionId,
+        old: EntryDigest,
+        new: EntryDigest,
+    ) -> Result<()> {
+        let now = self.clock.now();
+        self.connections.write("replace the record", async |c| {
+            publish::replace_record(c, lease, now, version, [old, new]).await
+        })
+    }
+
+    fn names(&self) -> Result<Names> {
+        let now = self.clock.now();
+        self.connections.read("read the names", async |c| names::all(c, now).await)
+    }
+
+    fn restore_names(&self, names: &Names) -> Result<()> {
+        self.connections.write("restore the names", async |c| names::restore(c, names).await)
     }
 
     fn compact(&self) -> Result<()> {

@@ -96,6 +96,12 @@ impl Context {
         self.quiet
     }
 
+    /// The repository's folder, whatever state the repository is in.
+    pub fn repository_folder(&self) -> Result<&Path> {
+        self.refuse_urls()?;
+        Ok(&self.repo.path)
+    }
+
     /// A progress bar for long work, as the user wants it.
     pub fn progress(&self, what: &str) -> ProgressBar {
         ProgressBar::new(what, self.format, self.quiet)

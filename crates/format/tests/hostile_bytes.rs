@@ -5,11 +5,15 @@ mod fixtures;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use fixtures::{golden_boot_set, golden_manifest_encoded, golden_map, noise, pack, read_index};
+use fixtures::{
+    golden_boot_set, golden_manifest_encoded, golden_map, golden_names, golden_record, noise, pack,
+    read_index,
+};
 use format::boot_set::{decode_boot_set, encode_boot_set};
 use format::{
     Encoder, Encoding, FormatError, PLAIN_LEN_MAX, PackIndex, decode, decode_manifest,
-    decode_manifest_root, decode_segment_map, encode_manifest, encode_segment_map,
+    decode_manifest_root, decode_names, decode_record, decode_segment_map, encode_manifest,
+    encode_names, encode_record, encode_segment_map,
 };
 use model::block::BLOCKS_PER_SEGMENT;
 use model::map::CHUNK_BLOCKS_MAX;
@@ -192,6 +196,8 @@ proptest! {
         let _ = bounded_map(&bytes);
         let root = within(4 * bytes.len() + SMALL, || decode_manifest_root(&bytes));
         prop_assert!(root.is_err());
+        prop_assert!(within(2 * bytes.len() + SMALL, || decode_record(&bytes)).is_err());
+        prop_assert!(within(2 * bytes.len() + SMALL, || decode_names(&bytes)).is_err());
         let _ = format::pack::check_header(&bytes);
         let _ = bounded_decode(Encoding::Zstd, &bytes, plain_len);
         let _ = bounded_decode(Encoding::Plain, &bytes, plain_len);
@@ -283,6 +289,35 @@ proptest! {
     }
 
     #[test]
+    fn a_spoiled_record_is_refused_or_is_the_encoding_of_another(changes in vec(spoil(), 1..4)) {
+        let bytes = apply(encode_record(&golden_record()), &changes);
+        if let Ok(other) = within(2 * bytes.len() + SMALL, || decode_record(&bytes)) {
+            prop_assert_eq!(encode_record(&other), bytes);
+        }
+    }
+
+    #[test]
+    fn spoiled_names_are_refused_or_are_the_encoding_of_others(
+        changes in vec(spoil(), 1..4),
+        liar in any::<bool>(),
+    ) {
+        let (header, names) = golden_names();
+        let valid = encode_names(&header, &names);
+        let body = valid.len() - 32;
+        let mut bytes = apply(valid[..body].to_vec(), &changes);
+        let checksum = match liar {
+            true => *blake3::hash(&bytes).as_bytes(),
+            false => valid[body..].try_into().unwrap(),
+        };
+        bytes.extend_from_slice(&checksum);
+        let decoded = within(64 * bytes.len() + SMALL, || decode_names(&bytes));
+        match decoded {
+            Ok((header, names)) => prop_assert_eq!(encode_names(&header, &names), bytes),
+            Err(_) => prop_assert!(bytes != valid),
+        }
+    }
+
+    #[test]
     fn a_spoiled_pack_is_refused_or_sound(changes in vec(spoil(), 1..4), liar in any::<bool>()) {
         let valid = pack().bytes;
         // Only table, list and footer: what lies before is no concern of the index.
@@ -340,6 +375,15 @@ fn every_cut_of_every_structure_is_refused() {
     }
     for len in 0..pack.len() {
         assert!(read_index(&pack[..len]).is_err(), "pack of {len} bytes");
+    }
+    let record = encode_record(&golden_record());
+    for len in 0..record.len() {
+        assert!(decode_record(&record[..len]).is_err(), "record of {len} bytes");
+    }
+    let (header, names) = golden_names();
+    let names = encode_names(&header, &names);
+    for len in 0..names.len() {
+        assert!(decode_names(&names[..len]).is_err(), "names of {len} bytes");
     }
 }
 

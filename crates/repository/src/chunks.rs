@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use catalog::{Catalog, EntryDigest, Location};
 use format::boot_set::decode_boot_set;
 use format::entry::{Encoding, EntryKind, decode};
-use format::manifest::{decode_manifest, decode_manifest_root};
-use format::segment_map::{decode_segment_map, map_digest};
+use format::manifest::{ManifestRoot, decode_manifest, decode_manifest_root};
+use format::segment_map::decode_segment_map;
 use model::boot_set::{BootPiece, BootSet};
 use model::{
     ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result,
@@ -20,6 +20,8 @@ use model::{
 use quick_cache::sync::Cache;
 use rayon::prelude::*;
 use store::{Chunk, ChunkStore, PackName, PackStore};
+
+use crate::touched;
 
 /// How many places are kept in memory: at most some 30 MB, enough for 32 GiB of chunks.
 pub const LOCATIONS_MAX: usize = 1 << 17;
@@ -31,6 +33,8 @@ pub struct RepositoryChunks {
     realm: Realm,
     places: Arc<Cache<EntryDigest, Arc<Location>>>,
     read_len: AtomicU64,
+    /// Whether an error about what is damaged says which versions it touches.
+    names_versions: bool,
 }
 
 impl RepositoryChunks {
@@ -42,6 +46,7 @@ impl RepositoryChunks {
             realm,
             places: Arc::new(Cache::new(LOCATIONS_MAX)),
             read_len: AtomicU64::new(0),
+            names_versions: true,
         }
     }
 
@@ -53,7 +58,14 @@ impl RepositoryChunks {
             realm: self.realm.clone(),
             places: self.places.clone(),
             read_len: AtomicU64::new(0),
+            names_versions: self.names_versions,
         }
+    }
+
+    /// The same, but errors do not say which versions they touch: for whoever asks that himself.
+    #[must_use]
+    pub(crate) fn without_versions(self) -> Self {
+        RepositoryChunks { names_versions: false, ..self }
     }
 
     /// Stored bytes that were read from packs so far.
@@ -61,22 +73,45 @@ impl RepositoryChunks {
         self.read_len.load(Ordering::Relaxed)
     }
 
-    fn entry(&self, what: &'static str, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+    /// An entry, as `take` accepts its bytes: it compares their digest. Where the place that is known
+    /// does not hold it, or no longer, it is looked up once more.
+    fn entry<T>(
+        &self,
+        what: &'static str,
+        kind: EntryKind,
+        digest: EntryDigest,
+        take: impl Fn(Vec<u8>) -> Result<T>,
+    ) -> Result<T> {
         let place = match self.places.get(&digest) {
             Some(place) => place,
             None => self.look_up(what, digest)?,
         };
-        match self.read_at(what, kind, &place) {
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => {
+        let read = |place: &Location| self.read_at(what, kind, place).and_then(&take);
+        let is_damage = |error: &Error| matches!(error.kind(), Kind::NotFound | Kind::Corrupt);
+        match read(&place) {
+            Err(error) if is_damage(&error) => {
                 self.places.remove(&digest);
                 let again = self.look_up(what, digest)?;
-                match again == place {
-                    true => Err(error),
-                    false => self.read_at(what, kind, &again),
-                }
+                let error = match again == place {
+                    true => error,
+                    false => match read(&again) {
+                        Err(error) if is_damage(&error) => error,
+                        other => return other,
+                    },
+                };
+                Err(self.with_versions(digest, error))
             }
             other => other,
         }
+    }
+
+    /// An entry that is named by the BLAKE3 of its bytes.
+    fn hashed(&self, what: &'static str, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+        self.entry(what, kind, digest, |bytes| match *blake3::hash(&bytes).as_bytes() == digest {
+            true => Ok(bytes),
+            false => Err(Error::new(Kind::Corrupt, what, hex(&digest))
+                .because("its bytes have another digest")),
+        })
     }
 
     fn look_up(&self, what: &'static str, digest: EntryDigest) -> Result<Arc<Location>> {
@@ -84,6 +119,7 @@ impl RepositoryChunks {
         let place = Arc::new(found.ok_or_else(|| {
             Error::new(Kind::NotFound, what, hex(&digest))
                 .because("the repository does not have it")
+                .hint("`larder scrub` says what is missing and which versions that touches")
         })?);
         self.places.insert(digest, place.clone());
         Ok(place)
@@ -110,36 +146,46 @@ impl RepositoryChunks {
         }
     }
 
+    /// An error about an entry, with the versions that refer to it, as far as they are found quickly.
+    fn with_versions(&self, digest: EntryDigest, error: Error) -> Error {
+        match self.names_versions {
+            true => touched::with_versions(&*self.catalog, self, digest, error),
+            false => error,
+        }
+    }
+
+    /// Reads an entry and checks its digest, without asking whom damage touches: for whoever asks
+    /// that himself.
+    pub(crate) fn entry_alone(&self, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+        let what = "read";
+        let place = self.look_up(what, digest)?;
+        let bytes = self.read_at(what, kind, &place)?;
+        match *blake3::hash(&bytes).as_bytes() == digest {
+            true => Ok(bytes),
+            false => Err(Error::new(Kind::Corrupt, what, hex(&digest))),
+        }
+    }
+
     /// The manifest of a layout, and the digests of its leaves.
     pub(crate) fn manifest_with_leaves(
         &self,
         layout: LayoutDigest,
     ) -> Result<(Manifest, Vec<EntryDigest>)> {
-        let what = "read the manifest";
-        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
-        let root = decode_manifest_root(&bytes)?;
+        let root = self.manifest_root(layout)?;
         let digests: Vec<EntryDigest> = root.leaves.iter().map(|(_, digest)| *digest).collect();
-        let leaves = digests
-            .iter()
-            .map(|digest| self.entry(what, EntryKind::ManifestLeaf, *digest))
-            .collect::<Result<Vec<_>>>()?;
+        let leaves = digests.iter().map(|digest| self.leaf(*digest)).collect::<Result<Vec<_>>>()?;
         Ok((decode_manifest(&root, &leaves)?, digests))
     }
 
     /// The map of a segment, without a look at where its chunks lie.
     pub(crate) fn map_alone(&self, map: MapDigest) -> Result<SegmentMap> {
-        let what = "read the segment map";
-        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
-        Self::check(what, map_digest(&bytes).0, map.0)?;
+        let bytes = self.hashed("read the segment map", EntryKind::SegmentMap, map.0)?;
         Ok(decode_segment_map(&bytes)?)
     }
 
     /// The boot working set of a digest.
     pub fn boot_set(&self, digest: EntryDigest) -> Result<BootSet> {
-        let what = "read the boot working set";
-        let bytes = self.entry(what, EntryKind::BootSet, digest)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), digest)?;
+        let bytes = self.hashed("read the boot working set", EntryKind::BootSet, digest)?;
         Ok(decode_boot_set(&bytes)?)
     }
 
@@ -168,15 +214,6 @@ impl RepositoryChunks {
         places.par_iter().map(unpack).collect()
     }
 
-    fn check(what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {
-        match found == wanted {
-            true => Ok(()),
-            false => Err(Error::new(Kind::Corrupt, what, hex(&wanted))
-                .because("its bytes have another digest")
-                .hint("`larder scrub` names what is damaged")),
-        }
-    }
-
     fn look_up_chunks_of(&self, map: &SegmentMap) -> Result<()> {
         let mut unknown = map.chunks();
         unknown.retain(|chunk| self.places.peek(&chunk.0).is_none());
@@ -185,6 +222,19 @@ impl RepositoryChunks {
             self.places.insert(place.entry.digest, Arc::new(place));
         }
         Ok(())
+    }
+}
+
+impl RepositoryChunks {
+    /// The root of a manifest: which leaves it has.
+    pub(crate) fn manifest_root(&self, layout: LayoutDigest) -> Result<ManifestRoot> {
+        let what = "read the manifest";
+        Ok(decode_manifest_root(&self.hashed(what, EntryKind::Manifest, layout.0)?)?)
+    }
+
+    /// The bytes of a manifest's leaf, verified.
+    pub(crate) fn leaf(&self, digest: EntryDigest) -> Result<Vec<u8>> {
+        self.hashed("read the manifest leaf", EntryKind::ManifestLeaf, digest)
     }
 }
 
@@ -204,8 +254,8 @@ impl ChunkStore for RepositoryChunks {
     }
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        let plain = self.entry("read the chunk", EntryKind::Chunk, chunk.0)?;
-        Chunk::verify(chunk, plain)
+        let what = "read the chunk";
+        self.entry(what, EntryKind::Chunk, chunk.0, |plain| Chunk::verify(chunk, plain))
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

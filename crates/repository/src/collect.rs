@@ -161,7 +161,7 @@ impl Repository {
         cancel: &Cancel,
     ) -> Result<CollectPlan> {
         let scattered = scatter::scattered(self, survey, cancel)?;
-        let victims = scatter::joined(plan::half_dead(survey), scattered);
+        let victims = scatter::joined(plan::partly_dead(survey), scattered);
         Ok(plan::plan(survey, victims, orphans, limits.recut_len))
     }
 

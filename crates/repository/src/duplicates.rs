@@ -1,21 +1,21 @@
 //! Finds blocks that the repository has already.
 //!
 //! A block is looked for, in this order, in the open chunk, in the packs that this writer has on
-//! the way, and in the block lists of the packs that the window's hooks name, plus those still in
-//! memory. The list that answered last is asked first, since duplicates come in runs.
+//! the way, and in the block lists of the packs that the window's hooks name, of the packs put right
+//! after those, and of those still in memory. The list that answered last is asked first, since duplicates come in runs.
 //!
 //! **Invariant**: what is found is claimed. A list tells what a pack once held; before its first
 //! answer counts, all its chunks are claimed in the catalog, and those that are gone are struck off.
 //!
 //! **Source**: sparse indexing (Lillibridge et al., FAST'09); figures in architecture, section 3.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use catalog::{Catalog, EntryDigest, LeaseId, PackId};
-use chunking::{BlockList, ChunkRef, OpenChunk, SealedChunk};
+use chunking::{BlockList, ChunkRef, OpenChunk, Sampling, SealedChunk};
 use model::digest::Hook;
-use model::{BlockDigest, Realm, Result};
+use model::{BlockDigest, Kind, Realm, Result};
 
 use crate::lists::{LISTS_MAX, PackList, PackLists};
 
@@ -38,7 +38,10 @@ pub struct Duplicates {
     /// Packs whose chunks the lease has claimed, each with what is left of its list where that is
     /// not all of it.
     claimed: HashMap<PackId, Option<Arc<BlockList>>>,
+    /// Packs whose followers were looked at.
+    followed: HashSet<PackId>,
     lease: LeaseId,
+    sampling: Sampling,
 }
 
 impl Duplicates {
@@ -59,15 +62,22 @@ impl Duplicates {
             in_flight: VecDeque::new(),
             candidates: Vec::new(),
             claimed: HashMap::new(),
+            followed: HashSet::new(),
             lease,
+            sampling: Sampling::DEFAULT,
         }
+    }
+
+    /// Looks by other hooks than those of a repository: for measuring.
+    pub fn with_sampling(self, sampling: Sampling) -> Self {
+        Duplicates { sampling, ..self }
     }
 
     /// Makes ready for a window: loads the lists that its hooks name.
     pub fn prepare(&mut self, digests: &[BlockDigest]) -> Result<()> {
         let mut hooks: Vec<Hook> = digests
             .iter()
-            .filter(|digest| digest.is_hook() && **digest != BlockDigest::HOLE)
+            .filter(|digest| self.sampling.keeps(digest))
             .map(BlockDigest::hook)
             .collect();
         hooks.sort_unstable();
@@ -76,8 +86,19 @@ impl Duplicates {
             true => Vec::new(),
             false => self.catalog.packs_with_hooks(&self.realm, &hooks, PACKS_PER_HOOK_MAX)?,
         };
-        for id in named.into_iter().take(LISTS_MAX) {
-            self.lists.get(id)?;
+        let named = &named[..named.len().min(LISTS_MAX)];
+        // Followers first: they are the first to go again when lists are many.
+        for id in named {
+            self.load_follower(*id)?;
+        }
+        for id in named {
+            match self.lists.get(*id) {
+                // What it holds is stored anew: that is better than no import at all.
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                    tracing::warn!(error = error.chain(), "cannot read the list of a pack");
+                }
+                other => drop(other?),
+            }
         }
         self.candidates = self.lists.all_cached();
         for (id, list) in &mut self.candidates {
@@ -86,6 +107,25 @@ impl Duplicates {
             }
         }
         Ok(())
+    }
+
+    /// Loads the list of the pack that was put after this one, once for each pack. What was written
+    /// in one piece goes on there, and where it ends, the pack may be too short to have a hook.
+    fn load_follower(&mut self, id: PackId) -> Result<()> {
+        if !self.followed.insert(id) {
+            return Ok(());
+        }
+        let follower = PackId(id.0 + 1);
+        match self.catalog.pack(follower) {
+            Ok(record) if record.condemned.is_none() => {}
+            Err(error) if error.kind() != Kind::NotFound => return Err(error),
+            _ => return Ok(()),
+        }
+        match self.lists.get(follower) {
+            // Given up by its writer in the meantime, or damaged: no hook has asked for it.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Where a block lies, if it is known.

@@ -1,10 +1,11 @@
 //! A writer's claim on what it has put but not yet published, kept alive while the writer lives.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use catalog::{Catalog, LeaseId};
+use env::{Clock, SystemClock};
 use model::Result;
 use store::{PackName, PackStore};
 
@@ -21,6 +22,32 @@ pub struct Lease {
     stop: Arc<(Mutex<bool>, Condvar)>,
     renewer: Option<JoinHandle<()>>,
     is_ended: bool,
+}
+
+/// How long readers that come may join a lease after it has begun. Collect waits for leases, so one
+/// must not live for ever because somebody always reads.
+const SHARED_FOR: Duration = Duration::from_secs(10);
+
+/// The lease of a process's readers: those that come close together share one, because each costs
+/// two transactions.
+#[derive(Default)]
+pub struct ReadersLease(Mutex<Option<(Weak<Lease>, Duration)>>);
+
+impl ReadersLease {
+    /// A lease that lives as long as somebody has it.
+    pub fn share(&self, begin: impl FnOnce() -> Result<Lease>) -> Result<Arc<Lease>> {
+        let now = SystemClock.monotonic();
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((lease, begun)) = &*shared
+            && now - *begun < SHARED_FOR
+            && let Some(lease) = lease.upgrade()
+        {
+            return Ok(lease);
+        }
+        let lease = Arc::new(begin()?);
+        *shared = Some((Arc::downgrade(&lease), now));
+        Ok(lease)
+    }
 }
 
 /// What a lease is for.

@@ -74,6 +74,12 @@ impl PackLists {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
+    /// Bytes of memory that all lists here take.
+    pub fn memory_len(&self) -> usize {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().map(|(_, list)| list.memory_len()).sum()
+    }
+
     fn cached(&self, id: PackId) -> Option<Arc<BlockList>> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let position = recent.iter().position(|(known, _)| *known == id)?;

@@ -11,7 +11,7 @@
 
 mod client;
 mod recorder;
-mod trace;
+pub(super) mod trace;
 
 use std::cell::RefCell;
 use std::fs;

@@ -105,6 +105,33 @@ impl Connections {
         .map_err(|failure| failure.into_error(operation, &self.file))
     }
 
+    /// As [`Connections::write`], but does not wait for the disk: a later transaction that does makes
+    /// this one durable too, since the log is written in order. For what means nothing after power
+    /// loss, such as that somebody is at work.
+    pub(super) fn write_without_sync<T>(
+        &self,
+        operation: &'static str,
+        work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let mut writer = lock(&self.writer);
+        wait_for(async {
+            let mut connection = match writer.take() {
+                Some(connection) => connection,
+                None => self.options().connect().await?,
+            };
+            sqlx::raw_sql("PRAGMA synchronous = NORMAL").execute(&mut connection).await?;
+            let (outcome, sound) = in_transaction(&mut connection, work).await;
+            let restored =
+                sqlx::raw_sql("PRAGMA synchronous = FULL").execute(&mut connection).await;
+            // One that might not wait for the disk again is thrown away.
+            if sound && restored.is_ok() {
+                *writer = Some(connection);
+            }
+            outcome
+        })
+        .map_err(|failure| failure.into_error(operation, &self.file))
+    }
+
     /// Runs work that only reads. Each statement sees one state of the catalog; two statements may
     /// see two.
     pub(super) fn read<T>(

@@ -222,6 +222,29 @@ impl Rows {
     }
 }
 
+/// Removes the rows of entries, wherever they lead.
+pub(super) async fn forget(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+    now: Timestamp,
+    realm: &Realm,
+    digests: &[EntryDigest],
+) -> Result<(), Failure> {
+    require_alive(connection, lease, now, "forget entries").await?;
+    let wanted = Batch::of_bytes(digests.iter().copied());
+    sqlx::query(asked!(
+        "?2",
+        "DELETE FROM entry WHERE realm = (SELECT id FROM realm WHERE prefix = ?3)
+            AND digest IN (SELECT substr(?1, i * 32 + 1, 32) FROM asked)"
+    ))
+    .bind(&wanted.bytes)
+    .bind(wanted.count)
+    .bind(realm.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 fn entry_batch(pack: &NewPack) -> Result<Batch> {
     let mut batch = Batch::default();
     batch.bytes.reserve(pack.entries.len() * ENTRY_ROW_LEN);

@@ -93,6 +93,36 @@ pub(super) async fn swap_layout(
     Ok(swapped)
 }
 
+/// Says that another entry tells of a version's publication. The version is a root of it from now on.
+pub(super) async fn replace_record(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+    now: Timestamp,
+    version: &VersionId,
+    [old, new]: [EntryDigest; 2],
+) -> Result<(), Failure> {
+    let operation = "replace the record";
+    leases::require_alive(connection, lease, now, operation).await?;
+    let revision = roots::next_revision(connection).await?;
+    let replaced = sqlx::query(
+        "UPDATE version SET record = ?4, revision = ?5
+          WHERE image = (SELECT id FROM image WHERE name = ?1) AND number = ?2 AND record = ?3",
+    )
+    .bind(version.image.as_str())
+    .bind(version.version.get().cast_signed())
+    .bind(old.as_slice())
+    .bind(new.as_slice())
+    .bind(revision)
+    .execute(&mut *connection)
+    .await?;
+    if replaced.rows_affected() == 0 {
+        return Err(Error::new(Kind::Stale, operation, version.to_string())
+            .because("it is gone, or has another record by now")
+            .into());
+    }
+    release_packs(connection, lease).await
+}
+
 /// Makes the packs put under a lease nobody's: from now on something refers to them.
 pub(super) async fn release_packs(
     connection: &mut SqliteConnection,

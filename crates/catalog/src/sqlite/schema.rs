@@ -21,6 +21,25 @@ enum State {
     Ready,
 }
 
+/// Makes sure that the file is there, and a catalog of this format.
+pub(super) fn require(connections: &Connections) -> Result<()> {
+    let file = connections.file();
+    let name = file.display().to_string();
+    let exists = file.try_exists().map_err(|error| Error::io(OPERATION, name.clone(), error))?;
+    let missing = |reason: &str| {
+        Error::new(Kind::Corrupt, OPERATION, name.clone())
+            .because(reason)
+            .hint("`larder scrub --rebuild` makes it anew from the packs")
+    };
+    if !exists {
+        return Err(missing("the file is missing"));
+    }
+    match connections.read(OPERATION, async |c| state(c, &name).await)? {
+        State::Ready => Ok(()),
+        State::Empty => Err(missing("the file is empty")),
+    }
+}
+
 /// Makes sure that the file is a catalog of this format; makes it one if it is absent or empty.
 pub(super) fn prepare(connections: &Connections) -> Result<()> {
     let file = connections.file();

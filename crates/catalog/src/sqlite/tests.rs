@@ -108,6 +108,23 @@ fn an_empty_file_becomes_a_catalog() {
 }
 
 #[test]
+fn a_catalog_that_must_be_there_is_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("catalog.sqlite");
+    let clock = || Arc::new(env::SystemClock);
+    let refused = || SqliteCatalog::open_existing(&path, clock()).err().expect("an error");
+    for reason in ["the file is missing", "the file is empty"] {
+        let error = refused();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.to_string().ends_with(reason), "{error}");
+        assert!(error.hint_text().unwrap().contains("larder scrub --rebuild"));
+        std::fs::write(&path, "").unwrap();
+    }
+    drop(open(&path).unwrap());
+    SqliteCatalog::open_existing(&path, clock()).unwrap().check_pages().unwrap();
+}
+
+#[test]
 fn a_damaged_page_is_corrupt() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("catalog.sqlite");

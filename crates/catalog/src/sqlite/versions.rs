@@ -280,7 +280,8 @@ pub(super) fn number_of_kind(kind: VersionKind) -> i64 {
     }
 }
 
-fn kind_from_number(number: i64) -> sqlx::Result<VersionKind> {
+/// The kind of version that a number means.
+pub(super) fn kind_from_number(number: i64) -> sqlx::Result<VersionKind> {
     match number {
         0 => Ok(VersionKind::Disk),
         1 => Ok(VersionKind::Memory),

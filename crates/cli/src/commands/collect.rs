@@ -12,8 +12,8 @@ use crate::output::{human_len, print_facts, print_json, print_line, print_table}
 /// Give back the bytes that nothing refers to any more.
 ///
 /// Without `--apply` it says what it would do and changes nothing. Packs that are mostly dead are
-/// copied without what is dead; chunks of which half is dead, and chunks whose blocks lie scattered,
-/// are cut again, which changes no version's content. Imports, commits and mirrors go on meanwhile.
+/// copied without what is dead; chunks that are partly dead, and chunks whose blocks lie scattered, are
+/// cut again, which changes no version's content. Imports, commits and mirrors go on meanwhile.
 /// Imports, commits and exports that began before are waited for.
 #[derive(Debug, clap::Args)]
 pub struct Collect {
@@ -62,6 +62,7 @@ impl CollectEvents for Steps {
             CollectStep::Cutting { chunks } => {
                 ("cutting", format!("cutting {chunks} chunks again"))
             }
+            CollectStep::Copying { packs: 0 } => return,
             CollectStep::Copying { packs } => {
                 ("copying", format!("copying what is live of {packs} packs"))
             }
@@ -102,7 +103,7 @@ fn plan_rows(plan: &CollectPlan) -> Vec<Vec<String>> {
     let row = |what: &str, count: u64, len: u64, live: u64| {
         vec![what.to_string(), count.to_string(), human_len(len), human_len(live)]
     };
-    let recut = plan.recut.half_dead_count + plan.recut.scattered_count;
+    let recut = plan.recut.partly_dead_count + plan.recut.scattered_count;
     vec![
         row("packs", plan.pack_count, plan.pack_len, plan.live_len),
         row("dead packs", plan.dead.count, plan.dead.len, 0),
@@ -116,6 +117,7 @@ fn plan_as_json(plan: &CollectPlan) -> Value {
     let packs = |packs: &repository::collect::plan::PlannedPacks| json!({ "packs": packs.count, "bytes": packs.len, "live_bytes": packs.live_len });
     json!({
         "removable_bytes": plan.removable_len,
+        "removed_bytes": 0,
         "packs": plan.pack_count,
         "pack_bytes": plan.pack_len,
         "live_bytes": plan.live_len,
@@ -123,7 +125,7 @@ fn plan_as_json(plan: &CollectPlan) -> Value {
         "dead": packs(&plan.dead),
         "repack": packs(&plan.repack),
         "recut": {
-            "half_dead_chunks": plan.recut.half_dead_count,
+            "partly_dead_chunks": plan.recut.partly_dead_count,
             "scattered_chunks": plan.recut.scattered_count,
             "bytes": plan.recut.len,
             "live_bytes": plan.recut.live_len,
@@ -138,15 +140,19 @@ fn print_collected(format: Format, collected: &Collected) -> Result<()> {
         tracing::warn!(pack, error = error.chain(), "left as it is; `larder scrub` says more");
     }
     if format == Format::Json {
+        let plan = &collected.plan;
         return print_json(&json!({
-            "removable_bytes": collected.plan.removable_len,
+            "removable_bytes": plan.removable_len,
             "removed_bytes": collected.removed_len,
             "removed_packs": collected.removed_packs,
             "written_bytes": collected.written_len,
             "layouts": collected.layouts,
             "waiting_packs": collected.waiting_packs,
             "damaged_packs": collected.left.len(),
-            "plan": plan_as_json(&collected.plan),
+            "packs": plan.pack_count,
+            "repacked_packs": plan.repack.count,
+            "recut_chunks": plan.recut.partly_dead_count + plan.recut.scattered_count,
+            "left_chunks": plan.recut.left_count,
         }));
     }
     print_facts(&[

@@ -16,13 +16,17 @@ mod length;
 mod list;
 mod man;
 mod mirrors;
+mod read;
 mod remove;
 mod report;
 mod run;
+mod scrub;
 mod settings;
 mod show;
 mod stats;
+mod stream;
 mod tag;
+mod write;
 
 use clap::Subcommand;
 use model::Result;
@@ -37,6 +41,9 @@ pub enum Command {
     Import(import::Import),
     Export(export::Export),
     Create(create::Create),
+    Write(write::Write),
+    Append(write::Append),
+    Read(read::Read),
     List(list::List),
     Show(show::Show),
     Label(label::Label),
@@ -49,6 +56,7 @@ pub enum Command {
     Commit(commit::Commit),
     Run(run::Run),
     Host(host::Host),
+    Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
     Report(report::Report),
     Collect(collect::Collect),
@@ -75,6 +83,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Import(command) => command.run(&context),
         Command::Export(command) => command.run(&context),
         Command::Create(command) => command.run(&context),
+        Command::Write(command) => command.run(&context),
+        Command::Append(command) => command.run(&context),
+        Command::Read(command) => command.run(&context),
         Command::List(command) => command.run(&context),
         Command::Show(command) => command.run(&context),
         Command::Label(command) => command.run(&context),
@@ -87,6 +98,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
         Command::Report(command) => command.run(&context),
         Command::Collect(command) => command.run(&context),

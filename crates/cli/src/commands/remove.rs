@@ -39,6 +39,7 @@ impl Remove {
                 vec![found.id]
             }
         };
+        repository.export_names_if_old();
         let held: Vec<String> = catalog
             .holds()?
             .into_iter()

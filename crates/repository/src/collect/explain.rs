@@ -118,6 +118,7 @@ impl Repository {
                 Ok(EntryKind::SegmentMap) => "a segment map",
                 Ok(EntryKind::ManifestLeaf) => "a leaf of a manifest",
                 Ok(EntryKind::Manifest) => "a manifest",
+                Ok(EntryKind::Record) => "a record of a publication",
                 Ok(EntryKind::BootSet) => "a working set",
                 Ok(EntryKind::BootPiece) => "blocks of a working set",
                 Err(_) => "of an unknown kind",

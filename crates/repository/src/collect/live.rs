@@ -47,8 +47,9 @@ pub(super) struct Use {
 impl Use {
     /// True where the blocks lie far apart in every map that uses the chunk, and in all of them taken
     /// together: cutting them anew in the order of addresses can bring them closer.
-    pub(super) fn is_sparse(&self, live_blocks: u32, block_count: u32) -> bool {
-        let near = block_count / 4;
+    /// Far is where a MiB has less than a quarter of what a chunk can hold.
+    pub(super) fn is_sparse(&self, live_blocks: u32, chunk_blocks: u32) -> bool {
+        let near = chunk_blocks / 4;
         u32::from(self.density) < near && live_blocks < near * self.windows.count_ones()
     }
 }

@@ -20,9 +20,12 @@ const SMALL_LEN: u64 = 1 << 20;
 /// How many small packs there must be before they are joined.
 const SMALL_COUNT: usize = 8;
 
-/// Dead bytes inside chunks are worth new maps when they are more than one part in this many of what
-/// is live.
-const GAIN_SHARE: u64 = 64;
+/// Dead bytes inside half-dead chunks are worth new maps when they are more than one part in this many
+/// of what is live.
+const HALF_GAIN_SHARE: u64 = 64;
+
+/// Likewise of chunks of which a quarter is dead: four blocks are copied for one that is given back.
+const QUARTER_GAIN_SHARE: u64 = 16;
 
 /// What a collect would do.
 #[derive(Clone, Debug, Default)]
@@ -64,8 +67,8 @@ pub struct PlannedPacks {
 /// Chunks of a plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlannedChunks {
-    /// Of which half or more is dead.
-    pub half_dead_count: u64,
+    /// Of which a quarter or more is dead.
+    pub partly_dead_count: u64,
     /// That lie scattered over the address space, so that reading in order touches many.
     pub scattered_count: u64,
     /// Their bytes in packs.
@@ -143,20 +146,27 @@ pub(super) fn plan(
     plan
 }
 
-/// The chunks of a survey that are half dead, where cutting them gives back enough.
-pub(super) fn half_dead(survey: &Survey) -> Vec<Candidate> {
-    let half_dead: Vec<Candidate> = survey
-        .candidates
-        .iter()
-        .filter(|candidate| candidate.why == Why::HalfDead)
-        .copied()
-        .collect();
-    let gain: u64 = half_dead.iter().map(|candidate| candidate.len - candidate.live_len()).sum();
+/// The chunks of a survey that are half dead, and those of which a quarter is, where cutting each of
+/// the two kinds gives back enough.
+pub(super) fn partly_dead(survey: &Survey) -> Vec<Candidate> {
     let live: u64 = survey.packs.iter().map(|pack| pack.used.live_len).sum();
-    match gain * GAIN_SHARE > live {
-        true => half_dead,
-        false => Vec::new(),
+    let (half, others): (Vec<_>, Vec<_>) =
+        survey.candidates.iter().copied().partition(|candidate| candidate.why == Why::HalfDead);
+    let quarter: Vec<Candidate> = others
+        .into_iter()
+        .filter(|candidate| candidate.live_blocks * 4 <= candidate.block_count * 3)
+        .collect();
+    let gain = |chunks: &[Candidate]| -> u64 {
+        chunks.iter().map(|candidate| candidate.len - candidate.live_len()).sum()
+    };
+    let mut victims = Vec::new();
+    if gain(&half) * HALF_GAIN_SHARE > live {
+        victims.extend(half);
     }
+    if gain(&quarter) * QUARTER_GAIN_SHARE > live {
+        victims.extend(quarter);
+    }
+    victims
 }
 
 impl PlannedPacks {
@@ -178,7 +188,7 @@ impl CollectPlan {
             }
             taken_len += plain_len;
             match victim.why {
-                Why::HalfDead => self.recut.half_dead_count += 1,
+                Why::HalfDead | Why::PartlyDead => self.recut.partly_dead_count += 1,
                 Why::Sparse => self.recut.scattered_count += 1,
             }
             self.recut.len += victim.len;

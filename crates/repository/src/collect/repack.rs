@@ -218,6 +218,7 @@ fn verify(entry: &PackEntry, stored: &[u8]) -> Result<()> {
         EntryKind::SegmentMap => map_digest(&plain).0,
         EntryKind::ManifestLeaf
         | EntryKind::Manifest
+        | EntryKind::Record
         | EntryKind::BootSet
         | EntryKind::BootPiece => *blake3::hash(&plain).as_bytes(),
     };

@@ -34,21 +34,23 @@ pub(super) fn scattered(
     if !survey.candidates.iter().any(|candidate| candidate.why == Why::Sparse) {
         return Ok(Vec::new());
     }
+    // One that is dense where it is used stays, also where it is partly dead.
+    let candidates = || survey.candidates.iter().filter(|chunk| chunk.why != Why::PartlyDead);
     let mut worth = Worth {
         chunk_blocks: repository.settings.chunk_blocks,
-        candidates: survey.candidates.iter().map(|candidate| key(&candidate.digest)).collect(),
+        candidates: candidates().map(|candidate| key(&candidate.digest)).collect(),
         wanted: HashSet::new(),
     };
     walk(repository, Revision::default(), cancel, &mut worth)?;
-    let wanted = survey.candidates.iter().filter(|c| worth.wanted.contains(&key(&c.digest)));
+    let wanted = candidates().filter(|c| worth.wanted.contains(&key(&c.digest)));
     Ok(wanted.copied().collect())
 }
 
-/// Both kinds of victims, each chunk once: those of which half is dead first.
-pub(super) fn joined(half_dead: Vec<Candidate>, scattered: Vec<Candidate>) -> Vec<Candidate> {
-    let known: HashSet<EntryDigest> = half_dead.iter().map(|victim| victim.digest).collect();
+/// Both kinds of victims, each chunk once: those that are partly dead first.
+pub(super) fn joined(dead: Vec<Candidate>, scattered: Vec<Candidate>) -> Vec<Candidate> {
+    let known: HashSet<EntryDigest> = dead.iter().map(|victim| victim.digest).collect();
     let others = scattered.into_iter().filter(|victim| !known.contains(&victim.digest));
-    half_dead.into_iter().chain(others).collect()
+    dead.into_iter().chain(others).collect()
 }
 
 struct Worth {

@@ -70,6 +70,8 @@ pub(super) struct Candidate {
 pub(super) enum Why {
     /// Half of it or more is referred to by nothing.
     HalfDead,
+    /// A quarter of it or more is referred to by nothing.
+    PartlyDead,
     /// Its blocks lie far apart wherever it is used, and one that uses it is fragmented.
     Sparse,
 }
@@ -140,6 +142,7 @@ impl Survey {
     /// Adds the live entries of a range to the packs in which they lie.
     fn account(&mut self, repository: &Repository, live: &Live, cancel: &Cancel) -> Result<()> {
         self.live_count += live.len() as u64;
+        let chunk_blocks = repository.settings.chunk_blocks;
         let positions: HashMap<PackId, usize> =
             self.packs.iter().enumerate().map(|(at, pack)| (pack.record.id, at)).collect();
         for_each_entry(repository, cancel, |place| {
@@ -155,7 +158,7 @@ impl Survey {
             if pack.is_young || self.candidates.len() == CANDIDATES_MAX {
                 return;
             }
-            self.candidates.extend(candidate(place, len, used, blocks));
+            self.candidates.extend(candidate(place, len, used, blocks, chunk_blocks));
         })
     }
 }
@@ -170,7 +173,13 @@ fn footprint(place: &Location) -> u64 {
     u64::from(entry.stored_len) + TABLE_ROW_LEN + list
 }
 
-fn candidate(place: &Location, len: u64, used: Use, blocks: u32) -> Option<Candidate> {
+fn candidate(
+    place: &Location,
+    len: u64,
+    used: Use,
+    blocks: u32,
+    chunk_blocks: u32,
+) -> Option<Candidate> {
     if place.entry.kind != EntryKind::Chunk as u8 || used.is_whole {
         return None;
     }
@@ -178,7 +187,8 @@ fn candidate(place: &Location, len: u64, used: Use, blocks: u32) -> Option<Candi
     let live_blocks = blocks.min(block_count);
     let why = match live_blocks * 2 <= block_count {
         true => Why::HalfDead,
-        false if used.in_fragmented && used.is_sparse(live_blocks, block_count) => Why::Sparse,
+        false if used.in_fragmented && used.is_sparse(live_blocks, chunk_blocks) => Why::Sparse,
+        false if live_blocks * 4 <= block_count * 3 => Why::PartlyDead,
         false => return None,
     };
     let (digest, pack) = (place.entry.digest, place.pack);
