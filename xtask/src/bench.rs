@@ -17,6 +17,8 @@
 //! | [`corpus`] | eight images, and what is in them |
 //! | [`dedup`] | duplicates that the bounded index finds, against its memory |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
+//! | [`host`] | a host's daemon: attach to first byte, many attaches at once, memory |
+//! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`import`] | eight images, with larder and with others' tools |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
@@ -38,6 +40,7 @@ mod commit;
 mod corpus;
 mod dedup;
 mod doors;
+mod host;
 mod import;
 mod inputs;
 mod login;
@@ -72,6 +75,7 @@ const BENCHES: &[Bench] = &[
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
+    host::BENCH,
     collect::BENCH,
     soak::BENCH,
     blob::BENCH,

@@ -68,6 +68,7 @@ const NEEDS: &[Need] = &[
     need("qemu-img", "qemu-utils", &[Demo, Test, Bench]),
     need("qemu-io", "qemu-utils", &[Test, Bench]),
     need("qemu-nbd", "qemu-utils", &[Test, Bench]),
+    need("qemu-storage-daemon", "qemu-system-common", &[Test]),
     need("fusermount3", "fuse3", &[Test, Bench]),
     need("nbdinfo", "libnbd-bin", &[Test, Bench]),
     need("nbdcopy", "libnbd-bin", &[Test, Bench]),

@@ -71,7 +71,7 @@ impl Context {
     /// Opens the repository.
     pub fn repository(&self) -> Result<Repository> {
         self.refuse_urls()?;
-        Repository::open(&Machine::real(), &self.repo.path).map(|repository| self.timed(repository))
+        open_repository(&self.repo.path).map(|repository| self.timed(repository))
     }
 
     /// Opens the repository, or makes one and says so.
@@ -107,7 +107,8 @@ impl Context {
         ProgressBar::new(what, self.format, self.quiet)
     }
 
-    fn refuse_urls(&self) -> Result<()> {
+    /// Refuses a repository that is not a folder.
+    pub fn refuse_urls(&self) -> Result<()> {
         match self.repo.path.to_string_lossy().contains("://") {
             true => Err(Error::new(
                 Kind::Invalid,
@@ -117,6 +118,17 @@ impl Context {
             .because("this larder opens repositories in folders only")),
             false => Ok(()),
         }
+    }
+}
+
+/// Names a link that packs are behind, as `rate=125MB,delay=1ms`: for benches.
+const LINK: &str = "LARDER_LINK";
+
+/// Opens the repository in a folder.
+pub fn open_repository(folder: &Path) -> Result<Repository> {
+    match std::env::var(LINK) {
+        Ok(link) => Repository::open_over_link(&Machine::real(), folder, link.parse()?),
+        Err(_) => Repository::open(&Machine::real(), folder),
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use mirror::{Mirror, Recording, StateFolder};
 use model::boot_set::BOOT;
 use model::{BLOCK_LEN, Kind, Result, VersionId};
-use repository::Repository;
+use repository::{Repository, RepositoryChunks};
 
 use crate::report::Report;
 
@@ -43,6 +43,8 @@ pub(crate) struct BootWatch {
 /// What is recorded, for whom.
 struct Watched {
     repository: Repository,
+    /// What the mirror reads by: it counts that.
+    chunks: Arc<RepositoryChunks>,
     state: StateFolder,
     mirror: Arc<Mirror>,
     version: VersionId,
@@ -58,6 +60,7 @@ impl BootWatch {
     /// given until the mirror is let go, otherwise the boot.
     pub(crate) fn start(
         repository: &Repository,
+        chunks: &Arc<RepositoryChunks>,
         state: &StateFolder,
         mirror: &Arc<Mirror>,
         record: Option<&str>,
@@ -78,6 +81,7 @@ impl BootWatch {
         mirror.start_recording();
         let watched = Watched {
             repository: repository.clone(),
+            chunks: chunks.clone(),
             state: state.clone(),
             mirror: mirror.clone(),
             version: version.id,
@@ -132,7 +136,7 @@ impl Watched {
     }
 
     fn report(&self) {
-        let fetched_bytes = self.repository.chunks().read_len();
+        let fetched_bytes = self.chunks.read_len();
         let report = Report::of(&self.mirror, fetched_bytes, &self.mirror.recorded());
         report.write(&self.state, self.mirror.name());
     }

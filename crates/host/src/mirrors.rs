@@ -8,6 +8,7 @@ use model::{Error, Kind, MirrorName, Result};
 use repository::Repository;
 use serde::{Deserialize, Serialize};
 
+use crate::client;
 use crate::commit::{CommitOptions, Committer, Outcome};
 use crate::control::{Request, Response, ask};
 use crate::doors::Door;
@@ -138,6 +139,9 @@ pub fn detach(
 ) -> Result<bool> {
     check_exists(state, name, "detach")?;
     let was_served = ask(&control_socket(state, name), &Request::Detach { discard })?.is_some();
+    if !was_served {
+        client::forget(state, name)?;
+    }
     if !was_served && discard {
         let released = open_repository().and_then(|repository| {
             check_repository(state, name, &repository)?;

@@ -10,7 +10,7 @@ use env::RealFileSystem;
 use host::commit::{CommitOptions, Committer};
 use host::mirrors::control_socket;
 use host::{AttachRequest, DoorOptions, Owner};
-use mirror::{Mirror, StateFolder};
+use mirror::{Mirror, Patience, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
 use model::{ImageName, Kind, MirrorName, Result};
@@ -31,9 +31,10 @@ fn name() -> MirrorName {
 fn start(repository: &Repository, state: &StateFolder, folder: &Path) -> Result<Owner> {
     let nbd = Some(Address::Unix(folder.join("nbd")));
     let request = AttachRequest {
-        reference: "web".parse().unwrap(),
+        reference: Some("web".parse().unwrap()),
         mirror: name(),
         doors: DoorOptions { nbd, ..DoorOptions::default() },
+        patience: Patience::Unlimited,
         record: None,
     };
     Owner::start(repository.clone(), state.clone(), &request)
@@ -60,9 +61,10 @@ fn a_mirror_is_not_put_upon_another_repositorys_version_of_the_same_name() {
     owner.stop(false).unwrap();
     let clone = one.catalog().clone_version(&version, &ImageName::new("copy").unwrap()).unwrap();
     let request = AttachRequest {
-        reference: clone.id.into(),
+        reference: Some(clone.id.into()),
         mirror: name(),
         doors: DoorOptions::default(),
+        patience: Patience::Unlimited,
         record: None,
     };
     let refused = Owner::start(one.clone(), state.clone(), &request).err().unwrap();
@@ -82,9 +84,10 @@ fn a_mirror_whose_version_was_removed_opens_again_and_says_how_to_save_it() {
     owner.stop(false).unwrap();
     repository.catalog().remove_image(&ImageName::new("web").unwrap()).unwrap();
     let request = AttachRequest {
-        reference: "web@1".parse().unwrap(),
+        reference: Some("web@1".parse().unwrap()),
         mirror: name(),
         doors: DoorOptions::default(),
+        patience: Patience::Unlimited,
         record: None,
     };
     let owner = Owner::start(repository.clone(), state, &request).unwrap();
@@ -132,7 +135,8 @@ fn what_a_mirror_records_is_brought_to_the_next_one() {
     committer.commit(&CommitOptions::default(), &Silent).unwrap();
     owner.stop(true).unwrap();
     let request = |record: Option<&str>| AttachRequest {
-        reference: "web@2".parse().unwrap(),
+        reference: Some("web@2".parse().unwrap()),
+        patience: Patience::Unlimited,
         mirror: name(),
         doors: DoorOptions::default(),
         record: record.map(str::to_string),

@@ -13,11 +13,13 @@
 //! bytes are equal, and so are the holes.
 //!
 //! **Failure**: a store that fails, is slow or panics delays those who wait for the same chunk;
-//! each then tries itself. On a full disk blocks are served without being kept.
+//! each then tries itself. A store that cannot be reached is waited for, see `patience`. Wrong bytes
+//! are asked for once more. On a full disk blocks are served without being kept.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
 use model::boot_set::BootPiece;
@@ -29,6 +31,7 @@ use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
 use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
 use crate::journal::{Journal, Origin};
+use crate::patience::{FetchError, Patience, Reachability, persist};
 use crate::plan::BaseBlock;
 use crate::readahead::Readahead;
 use crate::recorder::Recorder;
@@ -45,6 +48,12 @@ pub(crate) struct BaseView {
     background: Arc<Background>,
     pub(crate) readahead: Readahead,
     fetched_bytes: AtomicU64,
+    reachability: Arc<Reachability>,
+    patience: Mutex<Patience>,
+    /// Nobody waits any more.
+    is_given_up: AtomicBool,
+    /// The last failure that was logged: one that comes again and again is logged once.
+    told: Mutex<String>,
     has_boot: AtomicBool,
     boot: Mutex<Option<Arc<Boot>>>,
     pub(crate) boot_counts: BootCounts,
@@ -112,6 +121,7 @@ impl BaseView {
         store: Arc<dyn ChunkStore>,
         chunks: Arc<ChunkCache>,
         background: Arc<Background>,
+        reachability: Arc<Reachability>,
     ) -> Result<BaseView> {
         let loaded = match Layout::load(&base, layout, length, &*store) {
             Err(error) if error.kind() == Kind::NotFound => {
@@ -131,6 +141,10 @@ impl BaseView {
             background,
             readahead: Readahead::default(),
             fetched_bytes: AtomicU64::new(0),
+            reachability,
+            patience: Mutex::new(Patience::Limited(Duration::ZERO)),
+            is_given_up: AtomicBool::new(false),
+            told: Mutex::default(),
             has_boot: AtomicBool::new(false),
             boot: Mutex::default(),
             boot_counts: BootCounts::default(),
@@ -139,13 +153,56 @@ impl BaseView {
         })
     }
 
+    /// Says how long reads wait from now on; those that wait go on as they began.
+    pub(crate) fn set_patience(&self, patience: Patience) {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = patience;
+    }
+
+    /// Ends all waits for a store that cannot be reached, with its error.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::SeqCst);
+        self.reachability.wake_all();
+    }
+
+    /// Does work that may need the store, as patiently as was asked for.
+    fn persist<T>(&self, work: impl FnMut() -> Result<T, FetchError>) -> Result<T> {
+        let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = persist(patience, &self.reachability, &self.is_given_up, work);
+        done.inspect_err(|error| self.tell(error))
+    }
+
+    fn tell(&self, error: &Error) {
+        let text = error.chain();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if error.kind() != Kind::Full && *told != text {
+            tracing::error!(content = %self.base.content(), error = %text, "a read failed");
+            *told = text;
+        }
+    }
+
+    /// Asks the store; once more where the bytes came wrong.
+    fn ask<T>(&self, question: impl Fn(&dyn ChunkStore) -> Result<T>) -> Result<T, FetchError> {
+        let mut answer = question(&*self.store);
+        if let Err(error) = &answer
+            && error.kind() == Kind::Corrupt
+        {
+            tracing::warn!(error = %error.chain(), "wrong bytes came; asking once more");
+            answer = question(&*self.store);
+        }
+        self.reachability.note(&answer);
+        answer.map_err(FetchError::Store)
+    }
+
     fn layout(&self) -> Arc<Layout> {
         self.layout.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Does what needs the store by the layout in use; where something of it is gone, by the one that
     /// the content has now.
-    fn by_layout<T>(&self, work: impl Fn(&Layout) -> Result<T>) -> Result<T> {
+    fn by_layout<T>(
+        &self,
+        work: impl Fn(&Layout) -> Result<T, FetchError>,
+    ) -> Result<T, FetchError> {
         let mut layout = self.layout();
         for _ in 0..FOLLOWED_MAX {
             match work(&layout) {
@@ -160,14 +217,15 @@ impl BaseView {
     }
 
     /// The layout that the content has now, if it is another than `old`; in use from now on.
-    fn follow(&self, old: &Layout) -> Result<Option<Arc<Layout>>> {
+    fn follow(&self, old: &Layout) -> Result<Option<Arc<Layout>>, FetchError> {
         let in_use = self.layout();
         if in_use.digest != old.digest {
             return Ok(Some(in_use));
         }
-        let now = self.store.current_layout(self.base.content())?;
+        let now = self.ask(|store| store.current_layout(self.base.content()))?;
         let Some(digest) = now.filter(|digest| *digest != old.digest) else { return Ok(None) };
-        let newer = Arc::new(Layout::load(&self.base, digest, self.length(), &*self.store)?);
+        let newer =
+            Arc::new(self.ask(|store| Layout::load(&self.base, digest, self.length(), store))?);
         *self.layout.write().unwrap_or_else(PoisonError::into_inner) = newer.clone();
         Ok(Some(newer))
     }
@@ -202,13 +260,14 @@ impl BaseView {
         self.layout().maps.get(segment).cloned()
     }
 
-    /// The map of a segment, loaded now if it was not.
+    /// The map of a segment, loaded now if it was not. Does not wait for a store that cannot be
+    /// reached.
     pub(crate) fn segment_map(&self, segment: u32) -> Result<Arc<SegmentMap>> {
-        self.by_layout(|layout| self.map(layout, segment).cloned())
+        Ok(self.by_layout(|layout| self.map(layout, segment).cloned())?)
     }
 
     /// The map of a segment in one layout. Its holes count as present from then on.
-    fn map<'a>(&self, layout: &'a Layout, segment: u32) -> Result<&'a Arc<SegmentMap>> {
+    fn map<'a>(&self, layout: &'a Layout, segment: u32) -> Result<&'a Arc<SegmentMap>, FetchError> {
         loop {
             if let Some(map) = layout.maps.get(segment) {
                 return Ok(map);
@@ -218,7 +277,7 @@ impl BaseView {
                 continue;
             }
             let map = match layout.manifest.segment(segment) {
-                Some(entry) => self.store.segment_map(entry.map)?,
+                Some(entry) => self.ask(|store| store.segment_map(entry.map))?,
                 None => Arc::default(),
             };
             let mut holes = PresentBits::none();
@@ -233,11 +292,21 @@ impl BaseView {
         }
     }
 
-    /// Brings blocks into the base. Waits for fetches.
+    /// Brings blocks into the base. Waits for fetches, and as long as the patience lasts for a store
+    /// that cannot be reached.
     ///
     /// # Errors
     /// Those of the store; `Full` where the base cannot grow: [`BaseView::read_past`] may do.
     pub(crate) fn ensure_present(&self, blocks: Range<u64>) -> Result<()> {
+        self.persist(|| self.bring(blocks.clone()))
+    }
+
+    /// The same for whom nobody waits: a store that cannot be reached is an error at once.
+    pub(crate) fn bring_ahead(&self, blocks: Range<u64>) -> Result<()> {
+        Ok(self.bring(blocks)?)
+    }
+
+    fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
         for (segment, range) in by_segment(blocks) {
             let bits = self.segment(segment);
             if bits.first_missing(range.start, range.end).is_none() {
@@ -263,10 +332,17 @@ impl BaseView {
     }
 
     /// The run that holds a block which is no hole.
-    fn run_at<'a>(&self, map: &'a SegmentMap, segment: u32, block: u32) -> Result<&'a Run> {
+    fn run_at<'a>(
+        &self,
+        map: &'a SegmentMap,
+        segment: u32,
+        block: u32,
+    ) -> Result<&'a Run, FetchError> {
         map.runs_in(block, block + 1).first().ok_or_else(|| {
-            Error::new(Kind::Bug, "fetch", format!("block {block} of segment {segment}"))
-                .because("a hole counts as missing")
+            FetchError::Store(
+                Error::new(Kind::Bug, "fetch", format!("block {block} of segment {segment}"))
+                    .because("a hole counts as missing"),
+            )
         })
     }
 
@@ -277,7 +353,7 @@ impl BaseView {
         bits: &BaseSegment,
         map: &SegmentMap,
         digest: ChunkDigest,
-    ) -> Result<()> {
+    ) -> Result<(), FetchError> {
         let key = FetchKey::Chunk(segment, digest);
         let Some(_flight) = self.base.flights.board(key) else { return Ok(()) };
         let wanted: Vec<&Run> = map
@@ -296,11 +372,13 @@ impl BaseView {
         let mut added = PresentBits::none();
         let mut written = 0;
         for run in wanted {
-            let bytes = chunk.blocks(run.first_in_chunk, run.block_count)?;
+            let bytes =
+                chunk.blocks(run.first_in_chunk, run.block_count).map_err(FetchError::Store)?;
             let offset =
                 u64::from(segment) * SEGMENT_LEN + u64::from(run.first_block) * BLOCK_LEN as u64;
             self.base.data.write_all_at(bytes, offset).map_err(|error| {
-                Error::io("keep fetched blocks of", self.base.content().to_string(), error)
+                let subject = self.base.content().to_string();
+                FetchError::Disk(Error::io("keep fetched blocks of", subject, error))
             })?;
             added.add(run.first_block, run.end_block());
             written += bytes.len() as u64;
@@ -340,9 +418,9 @@ impl BaseView {
         Ok(bytes)
     }
 
-    fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk> {
+    fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
         self.chunks.get_or_fetch(digest, || {
-            let chunk = self.store.chunk(digest)?;
+            let chunk = self.ask(|store| store.chunk(digest))?;
             self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
             Ok(chunk)
         })
@@ -358,14 +436,17 @@ impl BaseView {
             let from = (at % BLOCK_LEN as u64) as usize;
             let step = (BLOCK_LEN - from).min(buffer.len() - done);
             let piece = &mut buffer[done..done + step];
-            let found = self.by_layout(|layout| {
-                match self.map(layout, segment)?.runs_in(block as u32, block as u32 + 1).first() {
-                    None => Ok(None),
-                    Some(run) => {
-                        let index = run.first_in_chunk + block as u32 - run.first_block;
-                        Ok(Some((self.chunk(run.chunk)?, index)))
+            let found = self.persist(|| {
+                self.by_layout(|layout| {
+                    match self.map(layout, segment)?.runs_in(block as u32, block as u32 + 1).first()
+                    {
+                        None => Ok(None),
+                        Some(run) => {
+                            let index = run.first_in_chunk + block as u32 - run.first_block;
+                            Ok(Some((self.chunk(run.chunk)?, index)))
+                        }
                     }
-                }
+                })
             })?;
             match found {
                 None => piece.fill(0),

@@ -16,6 +16,7 @@
 //! | `base` | the local copy of a content and its presence |
 //! | `fetch` | how a base gets what it misses |
 //! | `chunks` | chunks that were used a moment ago |
+//! | [`patience`] | waiting for a store that cannot be reached |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
 //! | `boot`, `recorder` | bringing a boot working set; noting what one is |
@@ -38,6 +39,7 @@ mod live;
 mod log;
 pub mod mirror;
 mod overlay;
+pub mod patience;
 mod plan;
 mod readahead;
 mod recorder;
@@ -48,6 +50,7 @@ pub mod view;
 
 pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
+pub use patience::{Outages, Patience, Reachability};
 pub use recorder::Recording;
 pub use seal::Sealed;
 pub use state_folder::{Binding, MirrorSummary, StateFolder};

@@ -40,6 +40,7 @@ use crate::journal::JournalEntries;
 use crate::live::LiveStates;
 use crate::log::{MirrorLog, read_log};
 use crate::overlay::{OverlaySegment, place_in};
+use crate::patience::Patience;
 use crate::recorder::Recording;
 use crate::segments::SegmentTable;
 use crate::state_folder::{Binding, MirrorSummary, StateFolder, binding_of, overlay_path};
@@ -267,6 +268,18 @@ impl Mirror {
     /// See [`StateFolder::discard`].
     pub fn discard(state: &StateFolder, name: &MirrorName) -> Result<()> {
         state.discard(name)
+    }
+
+    /// Says how long its reads wait for a store that cannot be reached, from now on. Without it they
+    /// fail at once.
+    pub fn set_patience(&self, patience: Patience) {
+        self.view.set_patience(patience);
+    }
+
+    /// Ends all waits for a store that cannot be reached, with its error, now and later: the mirror is
+    /// about to be closed.
+    pub fn give_up(&self) {
+        self.view.give_up();
     }
 
     /// Its name.

@@ -31,7 +31,7 @@ pub struct RepositoryChunks {
     catalog: Arc<dyn Catalog>,
     packs: Arc<dyn PackStore>,
     realm: Realm,
-    places: Cache<EntryDigest, Arc<Location>>,
+    places: Arc<Cache<EntryDigest, Arc<Location>>>,
     read_len: AtomicU64,
     /// Whether an error about what is damaged says which versions it touches.
     names_versions: bool,
@@ -44,9 +44,21 @@ impl RepositoryChunks {
             catalog,
             packs,
             realm,
-            places: Cache::new(LOCATIONS_MAX),
+            places: Arc::new(Cache::new(LOCATIONS_MAX)),
             read_len: AtomicU64::new(0),
             names_versions: true,
+        }
+    }
+
+    /// Another reader of the same repository, which shares all but the count of what it reads.
+    pub fn another(&self) -> Self {
+        RepositoryChunks {
+            catalog: self.catalog.clone(),
+            packs: self.packs.clone(),
+            realm: self.realm.clone(),
+            places: self.places.clone(),
+            read_len: AtomicU64::new(0),
+            names_versions: self.names_versions,
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use catalog::{Catalog, SqliteCatalog};
 use env::{Clock, Entropy, FileSystem};
 use model::{Error, Kind, Realm, Result};
-use store::{DirectoryPackStore, PackStore};
+use store::{DecoratedPackStore, DirectoryPackStore, LinkSpeed, PackStore};
 
 use crate::blob::Turns;
 use crate::chunks::RepositoryChunks;
@@ -84,6 +84,13 @@ impl Repository {
                     .hint("`larder import FILE IMAGE` makes one; `--repo` names another folder"))
             }
         }
+    }
+
+    /// The same, its packs behind a link: for benches.
+    pub fn open_over_link(machine: &Machine, folder: &Path, speed: LinkSpeed) -> Result<Self> {
+        let near = Self::open(machine, folder)?;
+        let packs = Arc::new(DecoratedPackStore::new(near.packs, speed));
+        Ok(Self::from_parts(near.settings, near.catalog, packs, near.entropy))
     }
 
     /// Opens the repository in a folder, or makes one where the folder is empty or missing. True

@@ -11,7 +11,8 @@
 //! **Order of writes**: bytes to the `.new` name, sync the file, rename, sync the folder. Only then
 //! does `put` return, so that nothing refers to bytes that are not durable.
 //!
-//! **Failure**: a crash leaves a `.new` file, which nothing refers to; or a whole pack that no
+//! **Failure**: a folder that is not there (a disk that was taken out, a share that is gone) is
+//! `Unavailable`, never a missing pack: it may come back. A crash leaves a `.new` file, which nothing refers to; or a whole pack that no
 //! catalog row names. Collect removes both.
 
 use std::path::{Path, PathBuf};
@@ -69,7 +70,18 @@ impl DirectoryPackStore {
     fn open_pack(&self, operation: &'static str, name: &PackName) -> Result<Arc<dyn File>> {
         self.file_system
             .open(&self.path(name), OpenMode::Read)
-            .map_err(|error| Error::io(operation, name.as_str(), error))
+            .map_err(|error| self.failed(operation, name, error))
+    }
+
+    /// An error of the system; a pack that is missing with its whole folder is out of reach.
+    fn failed(&self, operation: &'static str, name: &PackName, error: std::io::Error) -> Error {
+        let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+        if is_missing && !self.file_system.exists(&self.folder).unwrap_or(false) {
+            return Error::new(Kind::Unavailable, operation, name.as_str())
+                .because(format!("the folder {} is not there", self.folder.display()))
+                .caused_by(error);
+        }
+        Error::io(operation, name.as_str(), error)
     }
 
     fn write_durably(&self, name: &PackName, bytes: &[u8]) -> std::io::Result<()> {
@@ -94,7 +106,7 @@ impl DirectoryPackStore {
 
 impl PackStore for DirectoryPackStore {
     fn put(&self, name: &PackName, bytes: &[u8]) -> Result<()> {
-        let failed = |error| Error::io("put the pack", name.as_str(), error);
+        let failed = |error| self.failed("put the pack", name, error);
         if self.file_system.exists(&self.path(name)).map_err(failed)? {
             return Err(Error::new(Kind::Exists, "put the pack", name.as_str()));
         }
@@ -163,6 +175,24 @@ mod tests {
         let file_system = Arc::new(env::RealFileSystem);
         let store = DirectoryPackStore::open(file_system, &folder.path().join("packs")).unwrap();
         crate::pack_store::contract::check(&store);
+    }
+
+    #[test]
+    fn a_folder_that_went_away_is_out_of_reach_and_no_pack_is_lost() {
+        let place = tempfile::tempdir().unwrap();
+        let [folder, away] = ["packs", "away"].map(|name| place.path().join(name));
+        let store = DirectoryPackStore::open(Arc::new(env::RealFileSystem), &folder).unwrap();
+        let [there, not_there] = ["a", "b"].map(|digit| PackName::new(&digit.repeat(32)).unwrap());
+        store.put(&there, b"bytes").unwrap();
+        std::fs::rename(&folder, &away).unwrap();
+        for name in [&there, &not_there] {
+            assert_eq!(store.read(name, 0, 1).unwrap_err().kind(), Kind::Unavailable);
+            assert_eq!(store.len(name).unwrap_err().kind(), Kind::Unavailable);
+            assert_eq!(store.put(name, b"x").unwrap_err().kind(), Kind::Unavailable);
+        }
+        std::fs::rename(&away, &folder).unwrap();
+        assert_eq!(store.read(&there, 0, 5).unwrap(), b"bytes");
+        assert_eq!(store.read(&not_there, 0, 1).unwrap_err().kind(), Kind::NotFound);
     }
 
     #[test]

@@ -23,9 +23,9 @@ use attach::nbd::{Address, Export, NbdServer};
 use guest::{Console, Drive, Guest, GuestConfig};
 use model::{Error, Kind, Result};
 
-use self::client::Client;
+pub use self::client::Client;
 use self::recorder::Recorder;
-use self::trace::Call;
+pub use self::trace::Call;
 use super::qemu_nbd::QemuNbd;
 use super::rows::Contender;
 use super::{Bench, Session, Size, inputs};

@@ -1,7 +1,8 @@
 //! Threads for requests that may wait, so that those behind them do not.
 //!
-//! The connection's thread submits; up to four threads, made when they are first needed, execute
-//! and reply.
+//! The connection's thread submits; threads that are made when they are first needed execute and
+//! reply: up to four for requests that may wait for a fetch, one for flushes. So a flush passes reads
+//! that wait for a repository that cannot be reached, however many they are.
 //!
 //! **Invariants**: a submitted request is answered unless the connection ends. Submitting blocks
 //! while 64 requests wait.
@@ -15,9 +16,10 @@ use std::thread::JoinHandle;
 
 use super::execute::{Executor, REPLY_BUFFER_LEN};
 use super::reply::ReplyBuffer;
-use super::wire::Request;
+use super::wire::{CMD_FLUSH, Request};
 
-const THREAD_COUNT_MAX: usize = 4;
+const FETCH_THREAD_COUNT_MAX: usize = 4;
+const FLUSH_THREAD_COUNT_MAX: usize = 1;
 const WAITING_COUNT_MAX: usize = 64;
 /// The longest write whose payload is copied to be executed aside.
 pub(super) const PAYLOAD_LEN_MAX: usize = 64 * 1024;
@@ -100,19 +102,16 @@ impl Shared {
 
 /// The side threads of one connection. Dropping it forgets what waits, and joins them.
 pub(super) struct Aside {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    fetches: Lane,
+    flushes: Lane,
 }
 
 impl Aside {
     pub(super) fn new(executor: Arc<Executor>) -> Self {
-        let shared = Shared {
-            executor,
-            queue: Mutex::default(),
-            filled: Condvar::new(),
-            taken: Condvar::new(),
-        };
-        Aside { shared: Arc::new(shared), threads: Vec::new() }
+        Aside {
+            fetches: Lane::new(executor.clone(), FETCH_THREAD_COUNT_MAX),
+            flushes: Lane::new(executor, FLUSH_THREAD_COUNT_MAX),
+        }
     }
 
     /// Has a request executed and answered aside.
@@ -120,6 +119,38 @@ impl Aside {
     /// # Errors
     /// No thread could be made: the connection cannot go on.
     pub(super) fn submit(&mut self, job: Job) -> std::io::Result<()> {
+        match job.request.command {
+            CMD_FLUSH => self.flushes.submit(job),
+            _ => self.fetches.submit(job),
+        }
+    }
+
+    /// Waits until everything submitted is answered.
+    pub(super) fn finish(mut self) {
+        self.fetches.join();
+        self.flushes.join();
+    }
+}
+
+/// Threads that take their jobs from one queue.
+struct Lane {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    thread_count_max: usize,
+}
+
+impl Lane {
+    fn new(executor: Arc<Executor>, thread_count_max: usize) -> Self {
+        let shared = Shared {
+            executor,
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            taken: Condvar::new(),
+        };
+        Lane { shared: Arc::new(shared), threads: Vec::new(), thread_count_max }
+    }
+
+    fn submit(&mut self, job: Job) -> std::io::Result<()> {
         let mut queue = self.shared.lock();
         while queue.jobs.len() >= WAITING_COUNT_MAX && !queue.closed {
             queue = self.shared.taken.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -131,7 +162,7 @@ impl Aside {
         let more_than_idle = queue.jobs.len() > queue.idle_count;
         drop(queue);
         self.shared.filled.notify_one();
-        if more_than_idle && self.threads.len() < THREAD_COUNT_MAX {
+        if more_than_idle && self.threads.len() < self.thread_count_max {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("nbd-aside".into());
             match thread.spawn(move || shared.work()) {
@@ -141,11 +172,6 @@ impl Aside {
             }
         }
         Ok(())
-    }
-
-    /// Waits until everything submitted is answered.
-    pub(super) fn finish(mut self) {
-        self.join();
     }
 
     fn join(&mut self) {
@@ -158,7 +184,7 @@ impl Aside {
     }
 }
 
-impl Drop for Aside {
+impl Drop for Lane {
     fn drop(&mut self) {
         self.shared.lock().jobs.clear();
         self.join();

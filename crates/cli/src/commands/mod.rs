@@ -9,6 +9,7 @@ mod completions;
 mod create;
 mod detach;
 mod export;
+mod host;
 mod import;
 mod label;
 mod length;
@@ -32,6 +33,7 @@ use model::Result;
 
 use crate::arguments::Arguments;
 use crate::context::Context;
+use crate::output::Log;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -53,6 +55,7 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
     Report(report::Report),
@@ -61,6 +64,16 @@ pub enum Command {
     Settings(settings::Settings),
     Completions(completions::Completions),
     Man(man::Man),
+}
+
+impl Command {
+    /// How its log is to look; most commands have nothing to log but warnings.
+    pub fn log(&self) -> Log {
+        match self {
+            Command::Host(host) => host.log(),
+            _ => Log::Warnings,
+        }
+    }
 }
 
 /// Runs what was typed.
@@ -84,6 +97,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
         Command::Report(command) => command.run(&context),

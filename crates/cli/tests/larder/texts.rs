@@ -43,6 +43,7 @@ const COMMANDS: &[&str] = &[
     "mirrors",
     "commit",
     "run",
+    "host",
     "scrub",
     "boot-set",
     "report",
@@ -71,6 +72,7 @@ fn the_help_of_every_command_is_as_it_was_read() {
         check(&format!("help/{command}.txt"), &text);
         assert!(top.contains(&format!("\n  {command} ")), "{command} is not in the help");
     }
+    check("help/host-run.txt", &help("host run --help"));
     let listed = top.lines().skip_while(|line| *line != "Commands:").skip(1);
     assert_eq!(listed.take_while(|line| !line.is_empty()).count(), COMMANDS.len(), "{top}");
     let described = |pages: &str| larder.path(pages).join("larder-commit.1").exists();
@@ -110,7 +112,11 @@ fn what_is_misused_gets_usage_on_stderr_and_code_2() {
         "attach a --mirror m --nbd nowhere",
         "commit m --to 12",
         "commit ../m",
+        "attach a --mirror m --nbd ./s --fetch-timeout soon",
         "run a --cpus 0",
+        "host",
+        "host run --metrics nowhere",
+        "host run --log loud",
         "run a --accel warp",
         "completions basic",
         "--format yaml list",
@@ -121,7 +127,7 @@ fn what_is_misused_gets_usage_on_stderr_and_code_2() {
         writeln!(text, "$ larder {line}").unwrap();
         // The first line says what is wrong; the rest is usage, which the helps show.
         match line {
-            "" => writeln!(text, "(the help)").unwrap(),
+            "" | "host" => writeln!(text, "(the help)").unwrap(),
             _ => writeln!(text, "{}", outcome.stderr.lines().next().unwrap()).unwrap(),
         }
         assert!(!larder.path("repo").exists(), "larder {line} made a repository");
