@@ -1,6 +1,5 @@
 //! A catalog that is lost is made anew: what it knows then, and what it says that it cannot know.
 
-#[allow(dead_code, reason = "each test file uses a part of this one")]
 mod support;
 
 use std::path::PathBuf;
