@@ -61,6 +61,7 @@ impl Run {
                 reference: self.reference,
                 mirror: mirror.clone(),
                 doors: DoorOptions {
+                    vhost_user: None,
                     nbd: Some(Address::Unix(socket.path())),
                     fuse: None,
                     read_only: false,
