@@ -377,7 +377,8 @@ impl Shared {
         let name = order.record.name()?;
         self.check_repository(&order.repository)?;
         let mut request = order.record.request(Some(order.reference.parse()?))?;
-        if request.doors.nbd.is_none() && request.doors.fuse.is_none() {
+        let crate::DoorOptions { vhost_user, nbd, fuse, .. } = &request.doors;
+        if vhost_user.is_none() && nbd.is_none() && fuse.is_none() {
             return Err(
                 Error::new(Kind::Invalid, "attach", name.as_str()).because("no door is named")
             );

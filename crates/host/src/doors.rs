@@ -1,12 +1,14 @@
 //! The doors of a mirror: which there are, which one may write.
 //!
-//! **Invariant**: at most one door writes; the first that was asked for. The others read only.
+//! **Invariant**: at most one door writes: of those that were asked for, the first in the order
+//! vhost-user, NBD, FUSE. The others read only.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use attach::fuse::{FuseMount, Tree};
 use attach::nbd::{Address, Export, NbdServer};
+use attach::vhost_user::VhostUserServer;
 use model::device::{Device, Extent};
 use model::{Error, Kind, MirrorName, Result};
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 /// Which doors are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct DoorOptions {
+    /// A vhost-user-blk server on this Unix socket.
+    pub vhost_user: Option<PathBuf>,
     /// An NBD server on this address.
     pub nbd: Option<Address>,
     /// A FUSE mount on this folder.
@@ -25,9 +29,9 @@ pub struct DoorOptions {
 /// A door that is open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Door {
-    /// `nbd` or `fuse`.
+    /// `vhost-user`, `nbd` or `fuse`.
     pub door: String,
-    /// Where it is: an NBD URI or the path of a raw file.
+    /// Where it is: the path of a socket, an NBD URI or the path of a raw file.
     pub address: String,
     /// True where it takes writes.
     pub writable: bool,
@@ -35,6 +39,7 @@ pub struct Door {
 
 /// The doors of one mirror. They close when dropped.
 pub struct Doors {
+    vhost_user: Option<VhostUserServer>,
     nbd: Option<NbdServer>,
     fuse: Option<FuseMount>,
     list: Vec<Door>,
@@ -49,7 +54,13 @@ impl Doors {
         device: &Arc<dyn Device>,
         tree: impl FnOnce(Arc<dyn Device>) -> Arc<dyn Tree>,
     ) -> Result<Self> {
-        let mut doors = Doors { nbd: None, fuse: None, list: Vec::new(), options: options.clone() };
+        let mut doors = Doors {
+            vhost_user: None,
+            nbd: None,
+            fuse: None,
+            list: Vec::new(),
+            options: options.clone(),
+        };
         let mut may_write = !options.read_only;
         let mut next_device = || {
             let writable = std::mem::replace(&mut may_write, false);
@@ -59,6 +70,13 @@ impl Doors {
             };
             (device, writable)
         };
+        if let Some(path) = &options.vhost_user {
+            let (device, writable) = next_device();
+            let server = VhostUserServer::start(path, name.as_str(), device)?;
+            let address = server.path().display().to_string();
+            doors.list.push(Door { door: "vhost-user".into(), address, writable });
+            doors.vhost_user = Some(server);
+        }
         if let Some(address) = &options.nbd {
             let (device, writable) = next_device();
             let export = Export {
@@ -99,6 +117,9 @@ impl Doors {
             server.cut_off();
         }
         give_up();
+        if let Some(server) = self.vhost_user.take() {
+            server.stop();
+        }
         if let Some(server) = self.nbd {
             server.stop();
         }

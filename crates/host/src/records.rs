@@ -36,6 +36,9 @@ pub struct Record {
     /// The NBD server's address, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd: Option<String>,
+    /// The socket of the vhost-user-blk door, absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vhost_user: Option<PathBuf>,
     /// The folder of the FUSE mount, absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fuse: Option<PathBuf>,
@@ -73,6 +76,7 @@ impl Record {
         Ok(Record {
             mirror: request.mirror.to_string(),
             nbd: nbd.map(|address| address.to_string()),
+            vhost_user: doors.vhost_user.as_deref().map(absolute).transpose()?,
             fuse: doors.fuse.as_deref().map(absolute).transpose()?,
             read_only: doors.read_only,
             fetch_timeout_ms: match request.patience {
@@ -104,7 +108,12 @@ impl Record {
 
     fn doors(&self) -> Result<DoorOptions> {
         let nbd = self.nbd.as_deref().map(str::parse).transpose()?;
-        Ok(DoorOptions { nbd, fuse: self.fuse.clone(), read_only: self.read_only })
+        Ok(DoorOptions {
+            vhost_user: self.vhost_user.clone(),
+            nbd,
+            fuse: self.fuse.clone(),
+            read_only: self.read_only,
+        })
     }
 
     fn patience(&self) -> Patience {
@@ -189,6 +198,7 @@ mod tests {
         assert_eq!(read(&RealFileSystem, &state).unwrap(), []);
         let name = MirrorName::new("m").unwrap();
         let doors = |nbd: &str| DoorOptions {
+            vhost_user: None,
             nbd: Some(nbd.parse().unwrap()),
             fuse: Some("mount".into()),
             read_only: true,

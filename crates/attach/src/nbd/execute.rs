@@ -8,6 +8,7 @@ use model::{BLOCK_LEN, Error, Kind};
 
 use super::reply::{Outlet, ReplyBuffer, SMALL_REPLY_LEN_MAX};
 use super::wire::{self, Code, Request};
+use crate::aside::Worker;
 
 /// The longest stretch that is read or written at once, and so what bounds the buffers.
 pub(super) const PIECE_LEN: usize = 1 << 20;
@@ -47,6 +48,15 @@ impl From<Error> for Failure {
     }
 }
 
+/// The longest write whose payload is copied to be executed aside.
+pub(super) const PAYLOAD_LEN_MAX: usize = 64 * 1024;
+
+/// A request that passed `Executor::check`, with the payload of a write.
+pub(super) struct Job {
+    pub(super) request: Request,
+    pub(super) payload: Vec<u8>,
+}
+
 /// What is known of a connection after the handshake.
 pub(super) struct Executor {
     pub(super) device: Arc<dyn Device>,
@@ -57,6 +67,28 @@ pub(super) struct Executor {
     /// The client chose `base:allocation`.
     pub(super) allocation: bool,
     pub(super) outlet: Outlet,
+}
+
+impl Worker for Executor {
+    type Job = Job;
+    type Scratch = ReplyBuffer;
+
+    fn is_flush(&self, job: &Job) -> bool {
+        job.request.command == wire::CMD_FLUSH
+    }
+
+    fn scratch(&self) -> ReplyBuffer {
+        ReplyBuffer::new(REPLY_BUFFER_LEN)
+    }
+
+    fn execute(&self, job: Job, out: &mut ReplyBuffer) -> io::Result<()> {
+        Executor::execute(self, &job.request, &job.payload, out)?;
+        out.send(&self.outlet)
+    }
+
+    fn abandon(&self) {
+        self.outlet.close();
+    }
 }
 
 impl Executor {

@@ -14,7 +14,6 @@
 //! | `handshake` | options, until an export is chosen |
 //! | `transmission` | the loop that receives requests |
 //! | `execute` | one request on the device, and its reply |
-//! | `aside` | threads for requests that may wait |
 //! | `receive`, `reply` | the two buffers of a connection |
 //! | `wire` | the protocol's numbers and layouts |
 //!
@@ -37,7 +36,6 @@
 //! `base:allocation`; without extended headers.
 
 mod address;
-mod aside;
 mod execute;
 mod handshake;
 mod receive;

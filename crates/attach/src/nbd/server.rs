@@ -13,10 +13,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,9 +21,7 @@ use std::time::{Duration, Instant};
 use model::device::Device;
 use model::{Error, Kind, Result};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, sockopt,
-};
+use rustix::net::{Shutdown, SocketFlags, accept_with, sockopt};
 
 use super::address::Address;
 use super::execute::{Executor, PIECE_LEN};
@@ -35,6 +30,7 @@ use super::receive::Receiver;
 use super::reply::Outlet;
 use super::socket::Socket;
 use super::transmission;
+use crate::socket_file::{self, SocketFile};
 
 /// The most connections at once; further ones are closed.
 const CONNECTION_COUNT_MAX: usize = 64;
@@ -74,8 +70,7 @@ pub struct NbdServer {
     first_name: String,
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
-    /// Device and inode of the socket file that was made.
-    socket_file: Option<(u64, u64)>,
+    socket_file: Option<SocketFile>,
 }
 
 struct Shared {
@@ -118,7 +113,7 @@ impl NbdServer {
         check_exports(&exports)?;
         let (listener, address) = listen(address)?;
         let socket_file = match &address {
-            Address::Unix(path) => std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino())),
+            Address::Unix(path) => SocketFile::note(path),
             Address::Tcp(_) => None,
         };
         let first_name = exports[0].name.clone();
@@ -168,11 +163,8 @@ impl NbdServer {
         // Wakes the thread that accepts.
         let _ = rustix::net::shutdown(&self.shared.listener, Shutdown::Both);
         let _ = accepting.join();
-        if let (Address::Unix(path), Some(made)) = (&self.address, self.socket_file) {
-            let now = std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
-            if now.is_ok_and(|now| now == made) {
-                let _ = std::fs::remove_file(path);
-            }
+        if let Some(file) = self.socket_file.take() {
+            file.remove();
         }
         let mut state = self.shared.lock();
         let each = |state: &State, f: fn(&Socket)| {
@@ -237,16 +229,7 @@ fn check_exports(exports: &[Export]) -> Result<()> {
 fn listen(address: &Address) -> Result<(OwnedFd, Address)> {
     let failed = |error| Error::io("listen on", address.to_string(), error);
     match address {
-        Address::Unix(path) => {
-            let listener = match UnixListener::bind(path) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    remove_stale(path)?;
-                    UnixListener::bind(path)
-                }
-                other => other,
-            };
-            Ok((listener.map_err(failed)?.into(), address.clone()))
-        }
+        Address::Unix(path) => Ok((socket_file::listen(path)?.into(), address.clone())),
         Address::Tcp(wanted) => {
             if !wanted.ip().is_loopback() {
                 return Err(Error::new(Kind::Refused, "listen on", address.to_string())
@@ -254,42 +237,14 @@ fn listen(address: &Address) -> Result<(OwnedFd, Address)> {
                     .hint("listen on 127.0.0.1, or on a Unix socket, and forward it with ssh"));
             }
             let listener = TcpListener::bind(wanted).map_err(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => in_use(address.to_string()).caused_by(error),
+                io::ErrorKind::AddrInUse => {
+                    socket_file::in_use(address.to_string()).caused_by(error)
+                }
                 _ => failed(error),
             })?;
             let actual = listener.local_addr().map_err(failed)?;
             Ok((listener.into(), Address::Tcp(actual)))
         }
-    }
-}
-
-fn in_use(subject: String) -> Error {
-    Error::new(Kind::Refused, "listen on", subject)
-        .because("it is in use by another process")
-        .hint("stop the other server, or choose another address")
-}
-
-/// Removes the socket file of a server that is gone.
-///
-/// # Errors
-/// `Refused` where somebody listens behind it, or where it is not a socket.
-fn remove_stale(path: &Path) -> Result<()> {
-    let subject = || path.display().to_string();
-    let failed = |error: io::Error| Error::io("listen on", subject(), error);
-    let metadata = std::fs::symlink_metadata(path).map_err(failed)?;
-    if !metadata.file_type().is_socket() {
-        return Err(Error::new(Kind::Refused, "listen on", subject())
-            .because("a file that is not a socket is in the way"));
-    }
-    // Not blocking: a listener whose queue is full is a listener.
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
-    let target = SocketAddrUnix::new(path);
-    match probe.and_then(|probe| rustix::net::connect(&probe, &target?)) {
-        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
-        Err(Errno::NOENT) => Ok(()),
-        Ok(()) | Err(Errno::AGAIN) => Err(in_use(subject())),
-        Err(error) => Err(failed(error.into())),
     }
 }
 

@@ -6,12 +6,12 @@
 use std::io;
 use std::sync::Arc;
 
-use super::aside::{Aside, Job, PAYLOAD_LEN_MAX};
-use super::execute::{Executor, Failure, PIECE_LEN, REPLY_BUFFER_LEN};
+use super::execute::{Executor, Failure, Job, PAYLOAD_LEN_MAX, PIECE_LEN, REPLY_BUFFER_LEN};
 use super::receive::Receiver;
 use super::reply::ReplyBuffer;
 use super::socket::Socket;
 use super::wire::{self, REQUEST_HEADER_LEN, Request};
+use crate::aside::Aside;
 
 /// From this much on, replies are sent even though more requests have arrived: the client works on
 /// these while the next are made.
@@ -40,7 +40,7 @@ struct Transmission<'a> {
     socket: &'a Socket,
     receiver: &'a mut Receiver,
     out: ReplyBuffer,
-    aside: Aside,
+    aside: Aside<Executor>,
 }
 
 impl Transmission<'_> {

@@ -18,8 +18,8 @@ use crate::output::{human_len, print_json, print_line};
 ///
 /// A mirror is a writable view of a version: what is read is fetched once and kept on this host,
 /// what is written stays with the mirror until it is committed. It is served in the foreground until
-/// Ctrl-C or `larder detach`; one line `ready` is printed once it serves. The first door that is
-/// named takes writes, further doors read only.
+/// Ctrl-C or `larder detach`; one line `ready` is printed once it serves. One door takes writes: of
+/// those that are named, the first in the order vhost-user, NBD, FUSE. Further doors read only.
 ///
 /// Where `larder host run` runs for this state folder, it is that daemon which serves the mirror,
 /// until Ctrl-C or `larder detach`, also if this command is killed.
@@ -36,6 +36,9 @@ pub struct Attach {
     /// Mount a folder in which versions and the mirror are raw files.
     #[arg(long, value_name = "DIR")]
     fuse: Option<PathBuf>,
+    /// Serve a virtio disk to QEMU or Cloud Hypervisor (vhost-user-blk) on a Unix socket.
+    #[arg(long, value_name = "SOCKET")]
+    vhost_user: Option<PathBuf>,
     /// Take no writes at any door.
     #[arg(long)]
     read_only: bool,
@@ -56,10 +59,10 @@ const IN_BACKGROUND: &str = "LARDER_IN_BACKGROUND";
 
 impl Attach {
     pub fn run(self, context: &Context) -> Result<()> {
-        if self.nbd.is_none() && self.fuse.is_none() {
+        if self.nbd.is_none() && self.fuse.is_none() && self.vhost_user.is_none() {
             return Err(Error::new(Kind::Invalid, "attach", self.mirror.as_str())
                 .because("no door is named")
-                .hint("add `--nbd SOCKET` or `--fuse DIR`"));
+                .hint("add `--vhost-user SOCKET`, `--nbd SOCKET` or `--fuse DIR`"));
         }
         let patience = match self.fetch_timeout {
             None => Patience::Unlimited,
@@ -68,7 +71,12 @@ impl Attach {
         let request = AttachRequest {
             reference: Some(self.reference),
             mirror: self.mirror,
-            doors: DoorOptions { nbd: self.nbd, fuse: self.fuse, read_only: self.read_only },
+            doors: DoorOptions {
+                vhost_user: self.vhost_user,
+                nbd: self.nbd,
+                fuse: self.fuse,
+                read_only: self.read_only,
+            },
             patience,
             record: self.record,
         };

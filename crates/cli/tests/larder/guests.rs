@@ -163,6 +163,42 @@ fn what_a_guest_wrote_to_a_named_mirror_is_kept_and_committed() {
 }
 
 #[test]
+fn a_guest_boots_through_vhost_user_and_what_it_wrote_is_committed() {
+    let larder = Larder::new();
+    let mut bytes = writing_disk();
+    import(&larder, &bytes);
+    let mut served = larder.attach("guest --mirror m --vhost-user ./guest.sock --nbd ./nbd.sock");
+    let exports = &served.ready["exports"];
+    assert_eq!(
+        (&exports[0]["door"], &exports[0]["writable"]),
+        (&"vhost-user".into(), &true.into())
+    );
+    assert_eq!((&exports[1]["door"], &exports[1]["writable"]), (&"nbd".into(), &false.into()));
+    let boot = || {
+        larder.shell(
+            "timeout 100 qemu-system-x86_64 -accel tcg -m 64 -machine q35,memory-backend=memory \
+             -object memory-backend-memfd,id=memory,size=64M,share=on \
+             -chardev socket,id=disk,path=guest.sock,reconnect=1 \
+             -device vhost-user-blk-pci,chardev=disk,bootindex=0 \
+             -no-reboot -display none -monitor none -serial file:said",
+        );
+        let said = larder.read("said");
+        assert!(said.windows(TEXT.len()).any(|window| window == TEXT));
+    };
+    boot();
+    let commit = larder.json("commit m");
+    assert_eq!((&commit["version"], &commit["new_bytes"]), (&2.into(), &4096.into()));
+    bytes.copy_within(..512, 512);
+    larder.json("export guest@2 out.raw");
+    assert!(larder.read("out.raw") == bytes);
+    // Another guest, at the same socket, while it is still served.
+    boot();
+    larder.json("detach m");
+    assert!(served.process.ends_within(LIMIT));
+    assert!(!larder.path("guest.sock").exists());
+}
+
+#[test]
 fn a_guest_that_is_killed_with_larder_leaves_a_mirror_that_opens_again() {
     let larder = Larder::new();
     import(&larder, &echoing_disk());

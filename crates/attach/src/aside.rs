@@ -1,58 +1,69 @@
 //! Threads for requests that may wait, so that those behind them do not.
 //!
-//! The connection's thread submits; threads that are made when they are first needed execute and
-//! reply: up to four for requests that may wait for a fetch, one for flushes. So a flush passes reads
-//! that wait for a repository that cannot be reached, however many they are.
+//! The thread that receives submits; threads that are made when they are first needed execute and
+//! answer: up to four for requests that may wait for a fetch, one for flushes. So a flush passes reads
+//! that wait for a repository that cannot be reached, however many they are. How a request is
+//! executed, the door says with a [`Worker`].
 //!
 //! **Invariants**: a submitted request is answered unless the connection ends. Submitting blocks
 //! while 64 requests wait.
 //!
-//! **Failure**: a panic ends the connection: its socket is closed, and its thread sees the end.
+//! **Failure**: a panic ends the connection: the worker is told to abandon it.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::execute::{Executor, REPLY_BUFFER_LEN};
-use super::reply::ReplyBuffer;
-use super::wire::{CMD_FLUSH, Request};
-
 const FETCH_THREAD_COUNT_MAX: usize = 4;
 const FLUSH_THREAD_COUNT_MAX: usize = 1;
 const WAITING_COUNT_MAX: usize = 64;
-/// The longest write whose payload is copied to be executed aside.
-pub(super) const PAYLOAD_LEN_MAX: usize = 64 * 1024;
 
-/// A request that passed `Executor::check`, with the payload of a write.
-pub(super) struct Job {
-    pub(super) request: Request,
-    pub(super) payload: Vec<u8>,
+/// What a door does with requests that may wait.
+pub(crate) trait Worker: Send + Sync + 'static {
+    /// A request, with all that is needed to execute it.
+    type Job: Send;
+    /// What a thread keeps from one request to the next.
+    type Scratch;
+
+    /// True for a flush: it is executed apart from what may wait for a fetch.
+    fn is_flush(&self, job: &Self::Job) -> bool;
+
+    /// Made once for each thread.
+    fn scratch(&self) -> Self::Scratch;
+
+    /// Executes a request and answers it.
+    ///
+    /// # Errors
+    /// The connection is of no use any more.
+    fn execute(&self, job: Self::Job, scratch: &mut Self::Scratch) -> std::io::Result<()>;
+
+    /// Ends the connection.
+    fn abandon(&self);
 }
 
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
+struct Queue<J> {
+    jobs: VecDeque<J>,
     idle_count: usize,
     closed: bool,
 }
 
-struct Shared {
-    executor: Arc<Executor>,
-    queue: Mutex<Queue>,
+struct Shared<W: Worker> {
+    worker: Arc<W>,
+    queue: Mutex<Queue<W::Job>>,
     /// A job came, or the queue was closed.
     filled: Condvar,
     /// A job was taken.
     taken: Condvar,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+impl<W: Worker> Shared<W> {
+    fn lock(&self) -> MutexGuard<'_, Queue<W::Job>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next job; `None` when there will be none.
-    fn next(&self) -> Option<Job> {
+    fn next(&self) -> Option<W::Job> {
         let mut queue = self.lock();
         loop {
             if let Some(job) = queue.jobs.pop_front() {
@@ -69,20 +80,18 @@ impl Shared {
     }
 
     fn work(&self) {
-        let mut out = ReplyBuffer::new(REPLY_BUFFER_LEN);
+        let mut scratch = self.worker.scratch();
         while let Some(job) = self.next() {
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                self.executor.execute(&job.request, &job.payload, &mut out)?;
-                out.send(&self.executor.outlet)
-            }));
+            let executed = || self.worker.execute(job, &mut scratch);
+            let result = catch_unwind(AssertUnwindSafe(executed));
             match result {
                 Ok(Ok(())) => (),
                 Ok(Err(error)) => {
-                    tracing::debug!("an NBD reply could not be sent: {error}");
+                    tracing::debug!("a reply could not be sent: {error}");
                     return self.abandon();
                 }
                 Err(_) => {
-                    tracing::error!("a panic while an NBD request was executed; closing");
+                    tracing::error!("a panic while a request was executed; closing");
                     return self.abandon();
                 }
             }
@@ -91,7 +100,7 @@ impl Shared {
 
     /// Ends the connection and forgets what waits.
     fn abandon(&self) {
-        self.executor.outlet.close();
+        self.worker.abandon();
         let mut queue = self.lock();
         queue.jobs.clear();
         queue.closed = true;
@@ -101,16 +110,16 @@ impl Shared {
 }
 
 /// The side threads of one connection. Dropping it forgets what waits, and joins them.
-pub(super) struct Aside {
-    fetches: Lane,
-    flushes: Lane,
+pub(crate) struct Aside<W: Worker> {
+    fetches: Lane<W>,
+    flushes: Lane<W>,
 }
 
-impl Aside {
-    pub(super) fn new(executor: Arc<Executor>) -> Self {
+impl<W: Worker> Aside<W> {
+    pub(crate) fn new(worker: Arc<W>) -> Self {
         Aside {
-            fetches: Lane::new(executor.clone(), FETCH_THREAD_COUNT_MAX),
-            flushes: Lane::new(executor, FLUSH_THREAD_COUNT_MAX),
+            fetches: Lane::new(worker.clone(), FETCH_THREAD_COUNT_MAX),
+            flushes: Lane::new(worker, FLUSH_THREAD_COUNT_MAX),
         }
     }
 
@@ -118,39 +127,39 @@ impl Aside {
     ///
     /// # Errors
     /// No thread could be made: the connection cannot go on.
-    pub(super) fn submit(&mut self, job: Job) -> std::io::Result<()> {
-        match job.request.command {
-            CMD_FLUSH => self.flushes.submit(job),
-            _ => self.fetches.submit(job),
+    pub(crate) fn submit(&mut self, job: W::Job) -> std::io::Result<()> {
+        match self.fetches.shared.worker.is_flush(&job) {
+            true => self.flushes.submit(job),
+            false => self.fetches.submit(job),
         }
     }
 
     /// Waits until everything submitted is answered.
-    pub(super) fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         self.fetches.join();
         self.flushes.join();
     }
 }
 
 /// Threads that take their jobs from one queue.
-struct Lane {
-    shared: Arc<Shared>,
+struct Lane<W: Worker> {
+    shared: Arc<Shared<W>>,
     threads: Vec<JoinHandle<()>>,
     thread_count_max: usize,
 }
 
-impl Lane {
-    fn new(executor: Arc<Executor>, thread_count_max: usize) -> Self {
+impl<W: Worker> Lane<W> {
+    fn new(worker: Arc<W>, thread_count_max: usize) -> Self {
         let shared = Shared {
-            executor,
-            queue: Mutex::default(),
+            worker,
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), idle_count: 0, closed: false }),
             filled: Condvar::new(),
             taken: Condvar::new(),
         };
         Lane { shared: Arc::new(shared), threads: Vec::new(), thread_count_max }
     }
 
-    fn submit(&mut self, job: Job) -> std::io::Result<()> {
+    fn submit(&mut self, job: W::Job) -> std::io::Result<()> {
         let mut queue = self.shared.lock();
         while queue.jobs.len() >= WAITING_COUNT_MAX && !queue.closed {
             queue = self.shared.taken.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +173,7 @@ impl Lane {
         self.shared.filled.notify_one();
         if more_than_idle && self.threads.len() < self.thread_count_max {
             let shared = Arc::clone(&self.shared);
-            let thread = std::thread::Builder::new().name("nbd-aside".into());
+            let thread = std::thread::Builder::new().name("aside".into());
             match thread.spawn(move || shared.work()) {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) if self.threads.is_empty() => return Err(error),
@@ -184,7 +193,7 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl<W: Worker> Drop for Lane<W> {
     fn drop(&mut self) {
         self.shared.lock().jobs.clear();
         self.join();
