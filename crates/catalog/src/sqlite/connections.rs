@@ -90,19 +90,7 @@ impl Connections {
         operation: &'static str,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Failure>,
     ) -> Result<T> {
-        let mut writer = lock(&self.writer);
-        wait_for(async {
-            let mut connection = match writer.take() {
-                Some(connection) => connection,
-                None => self.options().connect().await?,
-            };
-            let (outcome, sound) = in_transaction(&mut connection, work).await;
-            if sound {
-                *writer = Some(connection);
-            }
-            outcome
-        })
-        .map_err(|failure| failure.into_error(operation, &self.file))
+        self.with_writer(operation, async |connection| in_transaction(connection, work).await)
     }
 
     /// As [`Connections::write`], but does not wait for the disk: a later transaction that does makes
@@ -113,18 +101,34 @@ impl Connections {
         operation: &'static str,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Failure>,
     ) -> Result<T> {
+        self.with_writer(operation, async |connection| {
+            let set = async |connection: &mut SqliteConnection, statement: &'static str| {
+                sqlx::raw_sql(statement).execute(connection).await
+            };
+            if let Err(error) = set(connection, "PRAGMA synchronous = NORMAL").await {
+                return (Err(error.into()), false);
+            }
+            let (outcome, sound) = in_transaction(connection, work).await;
+            // One that might not wait for the disk again is thrown away.
+            let restored = set(connection, "PRAGMA synchronous = FULL").await.is_ok();
+            (outcome, sound && restored)
+        })
+    }
+
+    /// Does work on the connection that writes, which is kept where the work says that it is sound.
+    fn with_writer<T>(
+        &self,
+        operation: &'static str,
+        work: impl AsyncFnOnce(&mut SqliteConnection) -> (Result<T, Failure>, bool),
+    ) -> Result<T> {
         let mut writer = lock(&self.writer);
         wait_for(async {
             let mut connection = match writer.take() {
                 Some(connection) => connection,
                 None => self.options().connect().await?,
             };
-            sqlx::raw_sql("PRAGMA synchronous = NORMAL").execute(&mut connection).await?;
-            let (outcome, sound) = in_transaction(&mut connection, work).await;
-            let restored =
-                sqlx::raw_sql("PRAGMA synchronous = FULL").execute(&mut connection).await;
-            // One that might not wait for the disk again is thrown away.
-            if sound && restored.is_ok() {
+            let (outcome, sound) = work(&mut connection).await;
+            if sound {
                 *writer = Some(connection);
             }
             outcome
