@@ -15,6 +15,8 @@
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
 //! | [`stored`] | how many bytes two like images take |
+//! | [`storage_daemon`] | the peer of a mirror's vhost-user door |
+//! | [`vhost`] | reads and writes as a guest does them, beside qemu-storage-daemon |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
@@ -31,7 +33,9 @@ mod publish;
 mod qemu_nbd;
 mod replay;
 mod rows;
+mod storage_daemon;
 mod stored;
+mod vhost;
 mod yardstick;
 
 use clap::ValueEnum;
@@ -46,6 +50,7 @@ const BENCHES: &[Bench] = &[
     import::BENCH,
     stored::BENCH,
     doors::BENCH,
+    vhost::BENCH,
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
