@@ -25,7 +25,9 @@
 //! | [`ratio`] | what is there once, by how it is cut |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
 //! | [`soak`] | a long random life of a repository |
+//! | [`storage_daemon`] | the peer of a mirror's vhost-user door |
 //! | [`stored`] | how many bytes two like images take |
+//! | [`vhost`] | reads and writes as a guest does them, beside qemu-storage-daemon |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
@@ -53,7 +55,9 @@ mod ratio;
 mod replay;
 mod rows;
 mod soak;
+mod storage_daemon;
 mod stored;
+mod vhost;
 mod yardstick;
 
 use clap::ValueEnum;
@@ -72,6 +76,7 @@ const BENCHES: &[Bench] = &[
     dedup::BENCH,
     ratio::BENCH,
     doors::BENCH,
+    vhost::BENCH,
     replay::BENCH,
     login::BENCH,
     commit::BENCH,

@@ -99,7 +99,7 @@ impl Larder {
         found.cloned().map(Answer).ok_or_else(|| answer.without("mirrors"))
     }
 
-    /// Serves a version at a socket, and returns once it does. If we die, it is told to end.
+    /// Serves a version over NBD at a socket, and returns once it does. If we die, it is told to end.
     pub fn attach(
         &self,
         reference: &str,
@@ -117,10 +117,21 @@ impl Larder {
         socket: &Path,
         options: &[&str],
     ) -> Result<Attached<'_>> {
+        self.attach_at("--nbd", reference, mirror, socket, options)
+    }
+
+    /// The same at the door that an option of `larder attach` opens.
+    pub fn attach_at(
+        &self,
+        door: &str,
+        reference: &str,
+        mirror: &'static str,
+        socket: &Path,
+        options: &[&str],
+    ) -> Result<Attached<'_>> {
         let mut command = system_program("setpriv");
         command.args(["--pdeathsig", "TERM", "--"]).arg(&self.binary);
-        let mut command =
-            self.prepare(command, &["attach", reference, "--mirror", mirror, "--nbd"]);
+        let mut command = self.prepare(command, &["attach", reference, "--mirror", mirror, door]);
         command.arg(socket).args(options).stdin(Stdio::null()).stdout(Stdio::piped());
         let (mut child, registered) = process::start(&mut command)?;
         let stdout = child.stdout.take();

@@ -3,7 +3,7 @@
 //! ```text
 //! QEMU ── socket: memory, rings, eventfds ──> session ── starts and stops ──> a thread per ring
 //! guest ─ ring in shared memory, kick ──────> ring ── chain ── request ── device ── used, call
-//!                 what may wait (a fetch, a flush) ──> up to 4 side threads ──┘
+//!       what may wait (a fetch, a flush), long ones together ──> up to 4 side threads ──┘
 //! ```
 //!
 //! | Module | Holds |

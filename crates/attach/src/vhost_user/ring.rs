@@ -35,6 +35,11 @@ const BATCH_COUNT: u32 = 8;
 /// How long a ring is looked at before its thread sleeps, where requests came that soon of late.
 /// Source: a wake-up costs 5 to 50 µs.
 const LOOK_ON: Duration = Duration::from_micros(30);
+/// A read or write of at least this length is executed aside where others are under way with it, so
+/// that more than one processor copies.
+/// Source: 1 MiB at depth 4 beside qemu-storage-daemon, whose requests all have threads: 0.6 of its
+/// speed on the ring's thread alone.
+const LONG_LEN: u64 = 256 * 1024;
 /// Looks between two readings of the clock.
 const LOOK_COUNT: u32 = 16;
 
@@ -260,7 +265,8 @@ impl Shared {
             let Some(job) = self.take(memory, chain) else {
                 break;
             };
-            if disk.may_wait(&job.request) {
+            let is_long = job.request.len() >= LONG_LEN && self.has_company(memory);
+            if is_long || disk.may_wait(&job.request) {
                 let mut aside = self.around.aside.lock().unwrap_or_else(PoisonError::into_inner);
                 match aside.as_mut().map(|aside| aside.submit(job)) {
                     Some(Ok(())) => continue,
@@ -375,6 +381,11 @@ impl Shared {
         let goes_on = self.sleep(true);
         patience.slept(begin.elapsed());
         goes_on
+    }
+
+    /// True when a request that was just taken is not the only one.
+    fn has_company(&self, memory: &Memory) -> bool {
+        self.lock().outstanding_count > 1 || self.has_more(memory)
     }
 
     fn has_more(&self, memory: &Memory) -> bool {
