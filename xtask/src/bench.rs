@@ -5,34 +5,56 @@
 //! | [`measure`] | a program's wall time, CPU time and peak memory |
 //! | [`rows`] | what was measured, row by row; medians; contenders taken in turn |
 //! | [`machine`] | where it was measured, and with what |
+//! | [`chart`] | lines over two axes, as an SVG |
 //! | [`publish`] | `bench/runs/<date>-<what>/` |
 //! | [`inputs`] | the disks that are measured on, and larder itself |
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
+//! | [`blob`] | many writers and readers of byte ranges at once |
+//! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`boot`] | which machine boots soonest |
+//! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
+//! | [`corpus`] | eight images, and what is in them |
+//! | [`dedup`] | duplicates that the bounded index finds, against its memory |
 //! | [`doors`] | reads over NBD, beside qemu-nbd |
+//! | [`host`] | a host's daemon: attach to first byte, many attaches at once, memory |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`import`] | eight images, with larder and with others' tools |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
+//! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
+//! | [`ratio`] | what is there once, by how it is cut |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
-//! | [`stored`] | how many bytes two like images take |
+//! | [`soak`] | a long random life of a repository |
 //! | [`storage_daemon`] | the peer of a mirror's vhost-user door |
+//! | [`stored`] | how many bytes two like images take |
 //! | [`vhost`] | reads and writes as a guest does them, beside qemu-storage-daemon |
 //! | [`yardstick`] | what the system's own tools do with an image's bytes |
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
+mod blob;
+mod blocks;
 mod boot;
+#[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
+mod chart;
+mod collect;
 mod commit;
+mod corpus;
+mod dedup;
 mod doors;
+mod host;
 mod import;
 mod inputs;
 mod login;
 mod machine;
 mod measure;
+mod one_image;
 mod publish;
 mod qemu_nbd;
+mod ratio;
 mod replay;
 mod rows;
+mod soak;
 mod storage_daemon;
 mod stored;
 mod vhost;
@@ -47,13 +69,21 @@ use crate::setup::{self, For};
 
 /// Every bench.
 const BENCHES: &[Bench] = &[
+    corpus::BENCH,
     import::BENCH,
+    one_image::BENCH,
     stored::BENCH,
+    dedup::BENCH,
+    ratio::BENCH,
     doors::BENCH,
     vhost::BENCH,
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
+    host::BENCH,
+    collect::BENCH,
+    soak::BENCH,
+    blob::BENCH,
     boot::BENCH,
     yardstick::BENCH,
 ];

@@ -11,9 +11,11 @@
 //! **Failure**: an image has its name only once it is whole. What a killed run left is removed by
 //! the next one.
 
+pub mod corpus;
 mod disk;
 mod recipe;
 mod root;
+mod sources;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -64,21 +66,14 @@ pub fn run(options: &Options) -> Result<()> {
 /// `Refused`: an image has to be built and this is not root. `Invalid`: a tool failed; its last
 /// words are in the error.
 pub fn ensure(recipes: &[&Recipe]) -> Result<Vec<PathBuf>> {
-    let folder = workspace::target().join("images");
-    let failed = |source| Error::io("make", folder.display().to_string(), source);
-    fs::create_dir_all(&folder).map_err(failed)?;
+    let folder = folder()?;
     let paths: Vec<PathBuf> =
         recipes.iter().map(|recipe| folder.join(format!("{}.raw", recipe.file_stem()))).collect();
     let missing: Vec<_> = recipes.iter().zip(&paths).filter(|(_, path)| !path.exists()).collect();
     if missing.is_empty() {
         return Ok(paths);
     }
-    if !rustix::process::geteuid().is_root() {
-        return Err(Error::new(Kind::Refused, "build", "the Debian images")
-            .because("only root may unpack a system's files with their owners")
-            .hint("sudo cargo xtask images"));
-    }
-    remove_leftovers(&folder);
+    begin(&folder)?;
     thread::scope(|scope| -> Result<()> {
         let builders: Vec<_> = missing
             .iter()
@@ -91,6 +86,25 @@ pub fn ensure(recipes: &[&Recipe]) -> Result<Vec<PathBuf>> {
         Ok(())
     })?;
     Ok(paths)
+}
+
+/// Where images are kept.
+fn folder() -> Result<PathBuf> {
+    let folder = workspace::target().join("images");
+    let failed = |source| Error::io("make", folder.display().to_string(), source);
+    fs::create_dir_all(&folder).map_err(failed)?;
+    Ok(folder)
+}
+
+/// Before images are built: checks that they can be, and tidies up.
+fn begin(folder: &Path) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::new(Kind::Refused, "build", "the Debian images")
+            .because("only root may unpack a system's files with their owners")
+            .hint("sudo cargo xtask images"));
+    }
+    remove_leftovers(folder);
+    Ok(())
 }
 
 /// Builds one image; it has its name only once it is whole.

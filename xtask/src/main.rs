@@ -5,6 +5,7 @@
 //! | [`setup`] | which program comes from which Debian package, and how it is installed |
 //! | [`layers`] | imports go down only |
 //! | [`test`](mod@test) | the tests |
+//! | [`soak`] | tests that go on for long |
 //! | [`ci`] | everything that is checked before a change is taken |
 //! | [`images`] | real Debian disk images, made once and kept |
 //! | [`demo`] | the main job, from a disk file to a booted guest and back |
@@ -25,6 +26,7 @@ mod images;
 mod layers;
 mod process;
 mod setup;
+mod soak;
 mod steps;
 mod test;
 mod workspace;
@@ -54,6 +56,8 @@ enum Task {
     Layers,
     /// Measure.
     Bench(bench::Options),
+    /// Run a test for as long as it takes to be believed.
+    Soak(soak::Options),
     /// Build the Debian images that demo, tests and benches use, or say where they are.
     Images(images::Options),
     /// Install what the tasks need.
@@ -87,6 +91,7 @@ fn run(task: Task) -> Result<()> {
         Task::Ci => ci::run(),
         Task::Layers => layers::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Images(options) => images::run(&options),
         Task::Setup(options) => setup::run(&options),
     }

@@ -68,12 +68,18 @@ const NEEDS: &[Need] = &[
     need("qemu-img", "qemu-utils", &[Demo, Test, Bench]),
     need("qemu-io", "qemu-utils", &[Test, Bench]),
     need("qemu-nbd", "qemu-utils", &[Test, Bench]),
+    need("qemu-storage-daemon", "qemu-system-common", &[Test]),
     need("fusermount3", "fuse3", &[Test, Bench]),
     need("nbdinfo", "libnbd-bin", &[Test, Bench]),
     need("nbdcopy", "libnbd-bin", &[Test, Bench]),
     need("fio", "fio", &[Test, Bench]),
     need("strace", "strace", &[Test]),
+    need("sqlite3", "sqlite3", &[Test]),
     need("casync", "casync", &[Test, Bench]),
+    need("restic", "restic", &[Bench]),
+    need("borg", "borgbackup", &[Bench]),
+    // Without it borg shows no archives.
+    need("/usr/lib/python3/dist-packages/pyfuse3_asyncio.py", "python3-pyfuse3", &[Bench]),
     need("zstd", "zstd", &[Test, Bench]),
 ];
 

@@ -1,7 +1,9 @@
 //! Threads for requests that may wait, so that those behind them do not.
 //!
-//! The thread that receives submits; up to four threads, made when they are first needed, execute
-//! and answer. How that is done, the door says with a [`Worker`].
+//! The thread that receives submits; threads that are made when they are first needed execute and
+//! answer: up to four for requests that may wait for a fetch, one for flushes. So a flush passes reads
+//! that wait for a repository that cannot be reached, however many they are. How a request is
+//! executed, the door says with a [`Worker`].
 //!
 //! **Invariants**: a submitted request is answered unless the connection ends. Submitting blocks
 //! while 64 requests wait.
@@ -13,7 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-const THREAD_COUNT_MAX: usize = 4;
+const FETCH_THREAD_COUNT_MAX: usize = 4;
+const FLUSH_THREAD_COUNT_MAX: usize = 1;
 const WAITING_COUNT_MAX: usize = 64;
 
 /// What a door does with requests that may wait.
@@ -22,6 +25,9 @@ pub(crate) trait Worker: Send + Sync + 'static {
     type Job: Send;
     /// What a thread keeps from one request to the next.
     type Scratch;
+
+    /// True for a flush: it is executed apart from what may wait for a fetch.
+    fn is_flush(&self, job: &Self::Job) -> bool;
 
     /// Made once for each thread.
     fn scratch(&self) -> Self::Scratch;
@@ -105,19 +111,16 @@ impl<W: Worker> Shared<W> {
 
 /// The side threads of one connection. Dropping it forgets what waits, and joins them.
 pub(crate) struct Aside<W: Worker> {
-    shared: Arc<Shared<W>>,
-    threads: Vec<JoinHandle<()>>,
+    fetches: Lane<W>,
+    flushes: Lane<W>,
 }
 
 impl<W: Worker> Aside<W> {
     pub(crate) fn new(worker: Arc<W>) -> Self {
-        let shared = Shared {
-            worker,
-            queue: Mutex::new(Queue { jobs: VecDeque::new(), idle_count: 0, closed: false }),
-            filled: Condvar::new(),
-            taken: Condvar::new(),
-        };
-        Aside { shared: Arc::new(shared), threads: Vec::new() }
+        Aside {
+            fetches: Lane::new(worker.clone(), FETCH_THREAD_COUNT_MAX),
+            flushes: Lane::new(worker, FLUSH_THREAD_COUNT_MAX),
+        }
     }
 
     /// Has a request executed and answered aside.
@@ -125,6 +128,38 @@ impl<W: Worker> Aside<W> {
     /// # Errors
     /// No thread could be made: the connection cannot go on.
     pub(crate) fn submit(&mut self, job: W::Job) -> std::io::Result<()> {
+        match self.fetches.shared.worker.is_flush(&job) {
+            true => self.flushes.submit(job),
+            false => self.fetches.submit(job),
+        }
+    }
+
+    /// Waits until everything submitted is answered.
+    pub(crate) fn finish(mut self) {
+        self.fetches.join();
+        self.flushes.join();
+    }
+}
+
+/// Threads that take their jobs from one queue.
+struct Lane<W: Worker> {
+    shared: Arc<Shared<W>>,
+    threads: Vec<JoinHandle<()>>,
+    thread_count_max: usize,
+}
+
+impl<W: Worker> Lane<W> {
+    fn new(worker: Arc<W>, thread_count_max: usize) -> Self {
+        let shared = Shared {
+            worker,
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), idle_count: 0, closed: false }),
+            filled: Condvar::new(),
+            taken: Condvar::new(),
+        };
+        Lane { shared: Arc::new(shared), threads: Vec::new(), thread_count_max }
+    }
+
+    fn submit(&mut self, job: W::Job) -> std::io::Result<()> {
         let mut queue = self.shared.lock();
         while queue.jobs.len() >= WAITING_COUNT_MAX && !queue.closed {
             queue = self.shared.taken.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +171,7 @@ impl<W: Worker> Aside<W> {
         let more_than_idle = queue.jobs.len() > queue.idle_count;
         drop(queue);
         self.shared.filled.notify_one();
-        if more_than_idle && self.threads.len() < THREAD_COUNT_MAX {
+        if more_than_idle && self.threads.len() < self.thread_count_max {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("aside".into());
             match thread.spawn(move || shared.work()) {
@@ -146,11 +181,6 @@ impl<W: Worker> Aside<W> {
             }
         }
         Ok(())
-    }
-
-    /// Waits until everything submitted is answered.
-    pub(crate) fn finish(mut self) {
-        self.join();
     }
 
     fn join(&mut self) {
@@ -163,7 +193,7 @@ impl<W: Worker> Aside<W> {
     }
 }
 
-impl<W: Worker> Drop for Aside<W> {
+impl<W: Worker> Drop for Lane<W> {
     fn drop(&mut self) {
         self.shared.lock().jobs.clear();
         self.join();

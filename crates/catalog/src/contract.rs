@@ -16,8 +16,8 @@ use model::{
 
 use crate::catalog::Catalog;
 use crate::records::{
-    CatalogStatistics, EntryDigest, EntryRecord, ImageFilter, LeaseId, NewPack, PackId,
-    Publication, VersionFacts,
+    BootSetRecord, CatalogStatistics, Condition, Doomed, EntryDigest, EntryRecord, ImageFilter,
+    LeaseId, NewPack, PackId, Publication, Revision, VersionFacts,
 };
 
 /// Longer than any test of the suite.
@@ -39,14 +39,23 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("attaches are counted", attaches_are_counted),
     ("hints tell near names", hints_tell_near_names),
     ("a dead lease makes stale", a_dead_lease_makes_stale),
-    ("a missing pack makes stale", a_missing_pack_makes_stale_and_nothing_happens),
+    ("a base that has changed makes stale", a_base_that_has_changed_makes_stale),
+    ("a latest that has changed makes stale", a_latest_that_has_changed_makes_stale),
     ("abandoned packs are gone", abandoned_packs_are_gone),
-    ("abandon spares what others may use", abandon_spares_what_others_may_use),
-    ("abandon spares what was adopted", abandon_spares_what_was_adopted),
+    ("abandon spares what was claimed", abandon_spares_what_others_have_claimed),
     ("abandon spares first places", abandon_spares_what_holds_the_entries_of_others),
+    ("packs are removed in two steps", packs_are_removed_in_two_steps),
+    ("entries that come again", entries_that_come_again_bring_their_pack_back),
+    ("collects take turns", collects_take_turns),
+    ("entries move", entries_move),
+    ("holds and versions are roots", holds_and_versions_are_roots),
+    ("working sets go with their content", working_sets_go_with_their_content),
     ("entries keep their first place", entries_keep_their_first_place),
     ("hooks lead to the newest packs", hooks_lead_to_the_newest_packs),
     ("nothing crosses realms", nothing_crosses_realms),
+    ("entries are forgotten", entries_are_forgotten),
+    ("records are replaced", records_are_replaced),
+    ("names go out and come in", names_go_out_and_come_in),
     ("packs are found by number", packs_are_found_by_number),
     ("statistics add up", statistics_add_up),
 ];
@@ -141,7 +150,7 @@ pub fn a_clone_is_a_new_image(catalog: &dyn Catalog) {
 pub fn an_image_that_must_be_new_is_refused_when_it_exists(catalog: &dyn Catalog) {
     publish(catalog, "a");
     let lease = catalog.begin_lease(LONG).unwrap();
-    let mut wanted = Publication { image_must_be_new: true, ..publication("a") };
+    let mut wanted = Publication { condition: Condition::NewImage, ..publication("a") };
     assert_eq!(kind(catalog.publish(lease, &wanted)), Kind::Exists);
     assert_eq!(catalog.versions(&name("a")).unwrap().len(), 1);
     wanted.image = name("b");
@@ -321,17 +330,41 @@ pub fn a_dead_lease_makes_stale(catalog: &dyn Catalog) {
     assert!(leases.is_sorted() && leases.len() == 4, "never reused: {leases:?}");
 }
 
-/// The lease, the image and the other packs are as before.
-pub fn a_missing_pack_makes_stale_and_nothing_happens(catalog: &dyn Catalog) {
+/// Parts of a layout are kept only while a version has that layout: nothing else protects them.
+pub fn a_base_that_has_changed_makes_stale(catalog: &dyn Catalog) {
+    let base = publish(catalog, "base");
+    let layout = catalog.version(&reference("base")).unwrap().facts.layout;
+    let content = catalog.version(&reference("base")).unwrap().facts.content;
     let lease = catalog.begin_lease(LONG).unwrap();
-    let own = catalog.add_pack(lease, &pack(1)).unwrap();
-    for missing in [PackId(own.0 + 1), PackId(-1), PackId(i64::MIN), PackId(i64::MAX)] {
-        let wanted = Publication { packs: vec![own, missing], ..publication("a") };
-        assert_eq!(kind(catalog.publish(lease, &wanted)), Kind::Stale, "{missing:?}");
-    }
+    let upon = |version: &VersionId, layout| Publication {
+        based_on: Some((version.clone(), layout)),
+        ..publication("a")
+    };
+    let other = LayoutDigest([0xab; DIGEST_LEN]);
+    assert_eq!(kind(catalog.publish(lease, &upon(&base, other))), Kind::Stale);
+    assert_eq!(kind(catalog.publish(lease, &upon(&id("base", 2), layout))), Kind::Stale);
     assert_eq!(kind(catalog.version(&reference("a"))), Kind::NotFound);
-    let wanted = Publication { packs: vec![own, own], ..publication("a") };
-    assert_eq!(catalog.publish(lease, &wanted).unwrap().id, id("a", 1));
+    assert_eq!(catalog.swap_layout(lease, content, layout, other).unwrap(), 1);
+    assert_eq!(kind(catalog.publish(lease, &upon(&base, layout))), Kind::Stale);
+    assert_eq!(catalog.publish(lease, &upon(&base, other)).unwrap().id, id("a", 1));
+    catalog.remove_version(&base).unwrap();
+    let lease = catalog.begin_lease(LONG).unwrap();
+    assert_eq!(kind(catalog.publish(lease, &upon(&base, other))), Kind::Stale);
+}
+
+/// Who says which version must be the latest publishes upon that one or not at all.
+pub fn a_latest_that_has_changed_makes_stale(catalog: &dyn Catalog) {
+    let after = |number| Publication {
+        condition: Condition::LatestIs(VersionNumber::new(number).unwrap()),
+        ..publication("a")
+    };
+    let lease = catalog.begin_lease(LONG).unwrap();
+    assert_eq!(kind(catalog.publish(lease, &after(1))), Kind::Stale);
+    publish(catalog, "a");
+    assert_eq!(catalog.publish(lease, &after(1)).unwrap().id, id("a", 2));
+    let lease = catalog.begin_lease(LONG).unwrap();
+    assert_eq!(kind(catalog.publish(lease, &after(1))), Kind::Stale);
+    assert_eq!(catalog.publish(lease, &after(2)).unwrap().id, id("a", 3));
 }
 
 /// Entries and hooks go with their pack; the name may come again, the number may not.
@@ -359,36 +392,28 @@ pub fn abandoned_packs_are_gone(catalog: &dyn Catalog) {
     assert!(catalog.add_pack(lease, &third).unwrap() > last);
 }
 
-/// While another writer is at work, nothing that it may refer to is taken away.
-pub fn abandon_spares_what_others_may_use(catalog: &dyn Catalog) {
-    let first = catalog.begin_lease(LONG).unwrap();
-    let other = catalog.begin_lease(LONG).unwrap();
-    let id = catalog.add_pack(first, &pack(1)).unwrap();
-    assert!(catalog.abandon_lease(first).unwrap().is_empty());
-    assert_eq!(catalog.pack(id).unwrap().name, pack(1).name);
-    let wanted = Publication { packs: vec![id], ..publication("a") };
-    catalog.publish(other, &wanted).unwrap();
-    assert!(catalog.abandon_lease(first).unwrap().is_empty());
-    assert!(catalog.pack(id).is_ok());
-    // What has expired spares nothing.
-    catalog.begin_lease(Duration::ZERO).unwrap();
-    let third = catalog.begin_lease(LONG).unwrap();
-    catalog.add_pack(third, &pack(2)).unwrap();
-    assert_eq!(catalog.abandon_lease(third).unwrap(), [pack(2).name]);
-}
-
-/// A pack that a version of another refers to is no longer its putter's.
-pub fn abandon_spares_what_was_adopted(catalog: &dyn Catalog) {
+/// A pack in which another writer has claimed an entry is no longer its putter's.
+pub fn abandon_spares_what_others_have_claimed(catalog: &dyn Catalog) {
     let first = catalog.begin_lease(LONG).unwrap();
     let (used, unused) = (pack(1), pack(2));
-    let id = catalog.add_pack(first, &used).unwrap();
+    let kept = catalog.add_pack(first, &used).unwrap();
     catalog.add_pack(first, &unused).unwrap();
+    let realm = Realm::default_realm();
     let other = catalog.begin_lease(LONG).unwrap();
-    catalog.publish(other, &Publication { packs: vec![id], ..publication("a") }).unwrap();
-    assert_eq!(catalog.abandon_lease(first).unwrap(), [unused.name]);
-    assert_eq!(catalog.pack(id).unwrap().name, used.name);
-    let found = catalog.locate(&Realm::default_realm(), &digests(&used)).unwrap();
-    assert!(found.iter().all(Option::is_some));
+    let places = catalog.claim(other, &realm, &digests(&used)[..1]).unwrap();
+    assert_eq!(places[0].as_ref().unwrap().pack, kept);
+    assert_eq!(catalog.abandon_lease(first).unwrap(), std::slice::from_ref(&unused.name));
+    assert!(catalog.locate(&realm, &digests(&used)).unwrap().iter().all(Option::is_some));
+    let gone = catalog.claim(other, &realm, &digests(&unused)).unwrap();
+    assert!(gone.iter().all(Option::is_none));
+    // Where nothing has to be written, a claim is a look-up.
+    let expired = catalog.begin_lease(Duration::ZERO).unwrap();
+    assert!(catalog.claim(expired, &realm, &digests(&used)).unwrap().iter().all(Option::is_some));
+    let third = catalog.begin_lease(LONG).unwrap();
+    catalog.add_pack(third, &pack(3)).unwrap();
+    assert_eq!(kind(catalog.claim(expired, &realm, &digests(&pack(3)))), Kind::Stale);
+    assert_eq!(catalog.claim(third, &realm, &digests(&pack(3))).unwrap().len(), 3);
+    assert_eq!(catalog.abandon_lease(third).unwrap(), [pack(3).name]);
 }
 
 /// Two writers store the same chunk at the same time; the first gives up after the second has
@@ -404,6 +429,182 @@ pub fn abandon_spares_what_holds_the_entries_of_others(catalog: &dyn Catalog) {
     assert!(catalog.pack(id).is_ok() && catalog.pack(own).is_err());
     let found = catalog.locate(&Realm::default_realm(), &digests(&same)).unwrap();
     assert!(found.iter().all(Option::is_some));
+}
+
+/// Condemned, then removed: unless it was claimed, published or spared in between, or a lease is alive
+/// that had begun before.
+pub fn packs_are_removed_in_two_steps(catalog: &dyn Catalog) {
+    let realm = Realm::default_realm();
+    let add = |number| {
+        let lease = catalog.begin_lease(LONG).unwrap();
+        let id = catalog.add_pack(lease, &pack(number)).unwrap();
+        catalog.publish(lease, &publication("a")).unwrap();
+        id
+    };
+    let [plain, claimed, spared, fresh] = [1, 2, 3, 4].map(add);
+    let writer = catalog.begin_lease(LONG).unwrap();
+    let own = catalog.add_pack(writer, &pack(5)).unwrap();
+    let collect = catalog.begin_collect(LONG).unwrap();
+    let all = [plain, claimed, spared, own, PackId(i64::MAX)];
+    let mark = catalog.condemn(collect, &all).unwrap();
+    let condemned = |id| catalog.pack(id).unwrap().condemned;
+    assert_eq!([plain, claimed, spared].map(condemned), [Some(mark); 3]);
+    assert_eq!([own, fresh].map(condemned), [None, None], "a live lease's, and one not named");
+    assert!(catalog.packs_with_hooks(&realm, &pack(1).hooks, 9).unwrap().is_empty());
+    assert!(catalog.locate(&realm, &digests(&pack(1))).unwrap().iter().all(Option::is_some));
+    // A writer that had begun holds everything up, one that begins now does not.
+    let late = catalog.begin_lease(LONG).unwrap();
+    assert_eq!(catalog.leases_before(mark).unwrap(), 1);
+    let doomed: Vec<Doomed> = [(plain, 1), (claimed, 2), (spared, 3), (fresh, 4), (own, 5)]
+        .map(|(id, number)| doomed(id, &pack(number)))
+        .to_vec();
+    assert!(catalog.remove_condemned(collect, &doomed).unwrap().is_empty());
+    catalog.claim(writer, &realm, &digests(&pack(2))[1..]).unwrap();
+    catalog.spare(collect, &[spared, own]).unwrap();
+    assert_eq!(catalog.pack(own).unwrap().lease, Some(writer), "not condemned, so not touched");
+    catalog.publish(writer, &publication("a")).unwrap();
+    assert_eq!(catalog.leases_before(mark).unwrap(), 0);
+    assert_eq!(catalog.remove_condemned(collect, &doomed).unwrap(), [pack(1).name]);
+    assert_eq!(kind(catalog.pack(plain)), Kind::NotFound);
+    assert!(catalog.locate(&realm, &digests(&pack(1))).unwrap().iter().all(Option::is_none));
+    for number in 2..=5 {
+        let places = catalog.locate(&realm, &digests(&pack(number))).unwrap();
+        assert!(places.iter().all(Option::is_some), "pack {number}");
+    }
+    // Condemned again later, the mark is a later one.
+    assert!(catalog.condemn(collect, &[claimed]).unwrap() > mark);
+    catalog.abandon_lease(late).unwrap();
+    catalog.compact().unwrap();
+    assert!(catalog.locate(&realm, &digests(&pack(2))).unwrap().iter().all(Option::is_some));
+}
+
+/// What a dead writer has left can be condemned; what comes again in a new pack is claimed.
+pub fn entries_that_come_again_bring_their_pack_back(catalog: &dyn Catalog) {
+    let dead = catalog.begin_lease(Duration::ZERO).unwrap();
+    assert_eq!(kind(catalog.add_pack(dead, &pack(1))), Kind::Stale);
+    let writer = catalog.begin_lease(LONG).unwrap();
+    let left = catalog.add_pack(writer, &pack(1)).unwrap();
+    catalog.renew_lease(writer, Duration::ZERO).unwrap();
+    let collect = catalog.begin_collect(LONG).unwrap();
+    catalog.condemn(collect, &[left]).unwrap();
+    let again = catalog.begin_lease(LONG).unwrap();
+    let same = NewPack { name: pack(9).name, ..pack(1) };
+    catalog.add_pack(again, &same).unwrap();
+    let record = catalog.pack(left).unwrap();
+    assert_eq!((record.condemned, record.lease), (None, None));
+    assert!(catalog.remove_condemned(collect, &[doomed(left, &pack(1))]).unwrap().is_empty());
+}
+
+/// There is one collect at a time; one that died is followed by the next.
+pub fn collects_take_turns(catalog: &dyn Catalog) {
+    let first = catalog.begin_collect(LONG).unwrap();
+    assert_eq!(kind(catalog.begin_collect(LONG)), Kind::Refused);
+    catalog.renew_lease(first, Duration::ZERO).unwrap();
+    let second = catalog.begin_collect(LONG).unwrap();
+    assert_eq!(kind(catalog.condemn(first, &[])), Kind::Stale);
+    assert_eq!(kind(catalog.spare(first, &[])), Kind::Stale);
+    assert_eq!(kind(catalog.remove_condemned(first, &[])), Kind::Stale);
+    assert!(catalog.abandon_lease(second).unwrap().is_empty());
+    catalog.begin_collect(LONG).unwrap();
+}
+
+/// Copies take the places of known entries; what is not known yet comes in as well.
+pub fn entries_move(catalog: &dyn Catalog) {
+    let realm = Realm::default_realm();
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let old = catalog.add_pack(lease, &pack(1)).unwrap();
+    catalog.publish(lease, &publication("a")).unwrap();
+    let collect = catalog.begin_collect(LONG).unwrap();
+    let mut copy = NewPack { entries: pack(2).entries[..2].to_vec(), ..pack(2) };
+    copy.entries[0].digest = pack(1).entries[0].digest;
+    let new = catalog.move_entries(collect, &copy).unwrap();
+    assert_eq!(catalog.pack(new).unwrap().lease, None);
+    let asked = [copy.entries[0].digest, copy.entries[1].digest, pack(1).entries[1].digest];
+    let places = catalog.locate(&realm, &asked).unwrap();
+    let packs: Vec<PackId> = places.iter().map(|place| place.as_ref().unwrap().pack).collect();
+    assert_eq!(packs, [new, new, old]);
+    assert_eq!(places[0].as_ref().unwrap().entry, copy.entries[0]);
+    catalog.condemn(collect, &[old]).unwrap();
+    catalog.remove_condemned(collect, &[doomed(old, &pack(1))]).unwrap();
+    let places = catalog.locate(&realm, &asked).unwrap();
+    assert_eq!(places.iter().map(Option::is_some).collect::<Vec<_>>(), [true, true, false]);
+    let all = catalog.entries(None, 1).unwrap();
+    let rest = catalog.entries(Some((&all[0].0, all[0].1.entry.digest)), 9).unwrap();
+    let listed: Vec<_> = all.into_iter().chain(rest).map(|(_, place)| place.entry.digest).collect();
+    let mut expected = digests(&copy);
+    expected.sort_unstable();
+    assert_eq!(listed, expected);
+}
+
+/// Holds keep layouts alive and follow them; what changed since a revision is found.
+pub fn holds_and_versions_are_roots(catalog: &dyn Catalog) {
+    let version = publish(catalog, "a");
+    publish(catalog, "b");
+    catalog.clone_version(&version, &name("c")).unwrap();
+    let facts = catalog.hold(&version, "mirror web1", None).unwrap().facts;
+    catalog.hold(&id("b", 1), "view", Some(LONG)).unwrap();
+    assert_eq!(kind(catalog.hold(&id("b", 2), "x", None)), Kind::NotFound);
+    let all = catalog.roots(Revision::default(), 100).unwrap();
+    let named: Vec<_> =
+        all.iter().map(|r| (r.version.to_string(), r.holder.as_deref().unwrap_or(""))).collect();
+    let expected = [("a@1", ""), ("b@1", ""), ("c@1", ""), ("a@1", "mirror web1"), ("b@1", "view")];
+    assert_eq!(named, expected.map(|(version, holder)| (version.to_string(), holder)));
+    assert!(all.is_sorted_by_key(|root| root.revision));
+    assert_eq!(catalog.roots(Revision::default(), 2).unwrap(), all[..2]);
+    assert_eq!(catalog.roots(all[1].revision, 100).unwrap(), all[2..]);
+    catalog.remove_image(&name("a")).unwrap();
+    catalog.remove_image(&name("c")).unwrap();
+    assert_eq!(catalog.layout_of(facts.content).unwrap(), Some(facts.layout));
+    let collect = catalog.begin_collect(LONG).unwrap();
+    let new = LayoutDigest([0xcd; DIGEST_LEN]);
+    assert_eq!(catalog.swap_layout(collect, facts.content, new, facts.layout).unwrap(), 0);
+    let swapped = catalog.swap_layout(collect, facts.content, facts.layout, new).unwrap();
+    assert!(swapped >= 1);
+    assert_eq!(catalog.layout_of(facts.content).unwrap(), Some(new));
+    let since = catalog.roots(all[4].revision, 1).unwrap();
+    assert_eq!(since.len() as u64, swapped, "all of one revision come together");
+    let [held, _] = &catalog.holds().unwrap()[..] else { panic!("two holds") };
+    assert_eq!((held.holder.as_str(), held.layout), ("mirror web1", new));
+    catalog.renew_hold("view", Duration::ZERO).unwrap();
+    assert_eq!(catalog.holds().unwrap().len(), 1);
+    catalog.release("mirror web1").unwrap();
+    catalog.release("mirror web1").unwrap();
+    assert_eq!(kind(catalog.renew_hold("mirror web1", LONG)), Kind::NotFound);
+    assert!(catalog.holds().unwrap().is_empty());
+}
+
+/// A content has working sets by name, and keeps them as long as a version or a hold has it.
+pub fn working_sets_go_with_their_content(catalog: &dyn Catalog) {
+    let version = publish(catalog, "a");
+    let content = catalog.version(&reference("a")).unwrap().facts.content;
+    let set = |name: &str, byte: u8, boots| BootSetRecord {
+        content,
+        name: name.to_string(),
+        digest: [byte; DIGEST_LEN],
+        boots,
+    };
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let pack = catalog.add_pack(lease, &pack(1)).unwrap();
+    let unknown = BootSetRecord { content: ContentDigest([9; DIGEST_LEN]), ..set("boot", 1, 1) };
+    assert_eq!(kind(catalog.set_boot_set(lease, &unknown)), Kind::NotFound);
+    catalog.set_boot_set(lease, &set("run:make", 0xab, 1)).unwrap();
+    assert_eq!(catalog.pack(pack).unwrap().lease, None);
+    let before = catalog.roots(Revision::default(), 9).unwrap()[0].revision;
+    catalog.set_boot_set(lease, &set("boot", 2, 1)).unwrap();
+    catalog.set_boot_set(lease, &set("boot", 3, 2)).unwrap();
+    let all = [set("boot", 3, 2), set("run:make", 0xab, 1)];
+    assert_eq!(catalog.boot_sets(content).unwrap(), all);
+    let [root] = &catalog.roots(before, 9).unwrap()[..] else { panic!("a root anew") };
+    let mut kept = root.boot_sets.clone();
+    kept.sort_unstable();
+    assert_eq!(kept, all.map(|set| set.digest));
+    catalog.clone_version(&version, &name("b")).unwrap();
+    catalog.hold(&version, "mirror", None).unwrap();
+    catalog.remove_image(&name("a")).unwrap();
+    catalog.remove_version(&id("b", 1)).unwrap();
+    assert_eq!(catalog.boot_sets(content).unwrap().len(), 2, "the hold has the content");
+    catalog.release("mirror").unwrap();
+    assert!(catalog.boot_sets(content).unwrap().is_empty());
 }
 
 /// Known entries stay where they are; lookups come in the order asked, repetitions included.
@@ -483,7 +684,93 @@ pub fn nothing_crosses_realms(catalog: &dyn Catalog) {
 }
 
 /// Packs are listed by number with what is known of them.
-pub fn packs_are_found_by_number(catalog: &dyn Catalog) {
+pub fn entries_are_forgotten(catalog: &dyn Catalog) {
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let one = pack(1);
+    catalog.add_pack(lease, &one).unwrap();
+    let realm = Realm::default_realm();
+    catalog.forget_entries(lease, &realm, &digests(&one)[..2]).unwrap();
+    let places = catalog.locate(&realm, &digests(&one)).unwrap();
+    assert_eq!(places.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(catalog.packs().unwrap().len(), 1, "the pack stays");
+    let again = NewPack { name: pack(2).name, ..one.clone() };
+    let again_id = catalog.add_pack(lease, &again).unwrap();
+    let places = catalog.locate(&realm, &digests(&one)).unwrap();
+    let packs: Vec<_> = places.into_iter().map(|place| place.unwrap().pack == again_id).collect();
+    assert_eq!(packs, [true, true, false], "a writer brings them again");
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(kind(catalog.forget_entries(lease, &realm, &[])), Kind::Stale);
+}
+
+fn records_are_replaced(catalog: &dyn Catalog) {
+    let [old, new] = [[1; DIGEST_LEN], [2; DIGEST_LEN]];
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let published = Publication { record: Some(old), ..publication("web") };
+    let version = catalog.publish(lease, &published).unwrap().id;
+    let met = catalog.roots(Revision::default(), 9).unwrap()[0].revision;
+    let lease = catalog.begin_lease(LONG).unwrap();
+    assert_eq!(kind(catalog.replace_record(lease, &version, new, old)), Kind::Stale);
+    catalog.replace_record(lease, &version, old, new).unwrap();
+    let roots = catalog.roots(met, 9).unwrap();
+    assert_eq!(roots.iter().map(|root| root.record).collect::<Vec<_>>(), [Some(new)]);
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(kind(catalog.replace_record(lease, &version, new, old)), Kind::Stale);
+}
+
+fn names_go_out_and_come_in(catalog: &dyn Catalog) {
+    assert_eq!(catalog.names().unwrap(), model::Names::default());
+    let version = publish(catalog, "debian");
+    publish(catalog, "debian");
+    let gone = publish(catalog, "gone");
+    catalog.clone_version(&version, &name("copy")).unwrap();
+    catalog.set_tag(&version, &tag("stable")).unwrap();
+    catalog.set_label(&name("copy"), &key("arch"), Some("amd64 = x")).unwrap();
+    catalog.count_attach(&version).unwrap();
+    catalog.hold(&gone, "mirror a", Some(LONG)).unwrap();
+    catalog.hold(&version, "mirror b", None).unwrap();
+    catalog.hold(&version, "expired", Some(Duration::ZERO)).unwrap();
+    catalog.remove_image(&name("gone")).unwrap();
+    let names = catalog.names().unwrap();
+    let images: Vec<_> = names
+        .images
+        .iter()
+        .map(|image| (image.name.as_str(), image.last_version, image.versions.len()))
+        .collect();
+    assert_eq!(images, [("copy", 1, 1), ("debian", 2, 2), ("gone", 1, 0)]);
+    assert_eq!(names.images[1].versions[0].attach_count, 1);
+    assert_eq!(names.images[0].versions[0].parent, Some(version.clone()));
+    assert_eq!(
+        names.holds.iter().map(|hold| &hold.holder).collect::<Vec<_>>(),
+        ["mirror a", "mirror b"]
+    );
+    assert_eq!(kind(catalog.restore_names(&names)), Kind::Refused);
+
+    for image in ["copy", "debian"] {
+        catalog.remove_image(&name(image)).unwrap();
+    }
+    assert_eq!(kind(catalog.restore_names(&names)), Kind::Refused, "numbers are names too");
+}
+
+/// Panics unless names come out of `to`, which is empty, as they were in `from`.
+pub fn check_restored(from: &dyn Catalog, to: &dyn Catalog) {
+    names_go_out_and_come_in(from);
+    let lease = from.begin_lease(LONG).unwrap();
+    from.publish(lease, &publication("debian")).unwrap();
+    from.set_tag(&id("debian", 3), &tag("new")).unwrap();
+    let names = from.names().unwrap();
+    to.restore_names(&names).unwrap();
+    assert_eq!(to.names().unwrap(), names);
+    assert_eq!(
+        to.version(&reference("debian:new")).unwrap(),
+        from.version(&reference("debian:new")).unwrap()
+    );
+    let roots = to.roots(Revision::default(), 100).unwrap();
+    assert_eq!(roots.len(), 3, "one version and two holds");
+    let lease = to.begin_lease(LONG).unwrap();
+    assert_eq!(to.publish(lease, &publication("gone")).unwrap().id, id("gone", 2));
+}
+
+fn packs_are_found_by_number(catalog: &dyn Catalog) {
     assert_eq!(kind(catalog.pack(PackId(1))), Kind::NotFound);
     let lease = catalog.begin_lease(LONG).unwrap();
     let ids = [1, 2].map(|number| catalog.add_pack(lease, &pack(number)).unwrap());
@@ -569,15 +856,20 @@ pub fn publication(image: &str) -> Publication {
             parent: None,
             origin: "import disk.raw".to_string(),
         },
-        packs: Vec::new(),
+        based_on: None,
+        condition: Condition::Any,
         tag: None,
-        image_must_be_new: false,
+        record: None,
     }
 }
 
 fn publish(catalog: &dyn Catalog, image: &str) -> VersionId {
     let lease = catalog.begin_lease(LONG).unwrap();
     catalog.publish(lease, &publication(image)).unwrap().id
+}
+
+fn doomed(pack: PackId, of: &NewPack) -> Doomed {
+    Doomed { pack, entries: digests(of), hooks: of.hooks.clone() }
 }
 
 fn digests(pack: &NewPack) -> Vec<EntryDigest> {

@@ -65,6 +65,78 @@ pub struct PackRecord {
     pub name: String,
     /// Bytes of the whole pack.
     pub stored_len: u64,
+    /// How many entries it came with.
+    pub entry_count: u64,
+    /// The lease under which it was put, as long as nobody else has come to use it.
+    pub lease: Option<LeaseId>,
+    /// When collect condemned it, if it did.
+    pub condemned: Option<Mark>,
+}
+
+/// An instant in the life of a catalog: every lease below this number had begun, the others had not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mark(pub i64);
+
+/// Counts the changes to what the catalog's versions and holds refer to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub i64);
+
+/// A working set that the catalog knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootSetRecord {
+    /// The content whose reads it tells.
+    pub content: ContentDigest,
+    /// Its name: `boot`, or what somebody called it.
+    pub name: String,
+    /// Its entry.
+    pub digest: EntryDigest,
+    /// From how many boots it was made.
+    pub boots: u32,
+}
+
+/// Something that keeps a layout in the repository: a version or a hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// The version, or the one that is held.
+    pub version: VersionId,
+    /// Who holds it; `None` for the version itself.
+    pub holder: Option<String>,
+    /// Its identity.
+    pub content: ContentDigest,
+    /// The layout.
+    pub layout: LayoutDigest,
+    /// The entry that tells of its publication.
+    pub record: Option<EntryDigest>,
+    /// The entries of its content's working sets.
+    pub boot_sets: Vec<EntryDigest>,
+    /// When it came to be, was laid out anew, or got another working set.
+    pub revision: Revision,
+}
+
+/// A version that must stay readable though it may be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HoldRecord {
+    /// Who holds it: unique, in words that tell a person where to look.
+    pub holder: String,
+    /// The version.
+    pub version: VersionId,
+    /// Its identity.
+    pub content: ContentDigest,
+    /// Its layout.
+    pub layout: LayoutDigest,
+    /// When the hold ends by itself; `None` where it lasts until it is released.
+    pub expires: Option<Timestamp>,
+}
+
+/// A pack to be removed, with the keys of its rows as its own index tells them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doomed {
+    /// The pack.
+    pub pack: PackId,
+    /// The digests of its entries.
+    pub entries: Vec<EntryDigest>,
+    /// Its hooks.
+    pub hooks: Vec<Hook>,
 }
 
 /// Where an entry lies.
@@ -104,13 +176,26 @@ pub struct Publication {
     pub image: ImageName,
     /// What it is.
     pub facts: VersionFacts,
-    /// Every pack its layout refers to that the publisher has not put itself under its lease:
-    /// those it deduplicated against. Packs of the parent version need no mention.
-    pub packs: Vec<PackId>,
+    /// The version whose layout this one keeps parts of, and that layout. Publishing fails with
+    /// `Stale` when the version is gone or has been laid out anew since.
+    pub based_on: Option<(VersionId, LayoutDigest)>,
+    /// What the image must be like.
+    pub condition: Condition,
     /// A tag for it, if wanted.
     pub tag: Option<TagName>,
-    /// True where publishing fails with `Exists` when the image exists already.
-    pub image_must_be_new: bool,
+    /// The entry that tells of this publication, for whoever makes the catalog anew from packs.
+    pub record: Option<EntryDigest>,
+}
+
+/// What an image must be like for a version to be published in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It may be there or not.
+    Any,
+    /// There must be no image of the name: `Exists` otherwise.
+    NewImage,
+    /// Its latest version must be this one: `Stale` otherwise.
+    LatestIs(VersionNumber),
 }
 
 /// A version as the catalog knows it.

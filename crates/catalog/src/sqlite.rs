@@ -10,25 +10,33 @@
 //! | `schema` | the tables, the format's number |
 //! | `images`, `versions`, `publish` | names and what they mean |
 //! | `packs`, `leases` | places of chunks, hooks; what protects them until they are referred to |
+//! | `roots` | what keeps layouts in the repository: versions and holds |
+//! | `boot_sets` | working sets of contents |
+//! | `collect` | all entries; marks upon packs; removal |
+//! | `names` | all names at once, out and in |
 //! | `statistics` | how much there is |
 //! | `batch` | many rows in one parameter |
 //! | `near` | names that come near to one that was not found |
 //! | `failure` | SQLite's errors, sorted by what the caller should do |
 //!
 //! **Invariants**: a call is one transaction, durable when it returns (write-ahead log,
-//! `synchronous = FULL`); readers never wait for writers.
+//! `synchronous = FULL`; leases and counts of attaches wait for no disk); readers never wait for writers.
 //!
 //! **Failure**: a process that dies at any instant leaves the state before its transaction or after
 //! it. Two processes may have the file open; one writes at a time.
 
 mod batch;
+mod boot_sets;
+mod collect;
 mod connections;
 mod failure;
 mod images;
 mod leases;
+mod names;
 mod near;
 mod packs;
 mod publish;
+mod roots;
 mod schema;
 mod statistics;
 mod versions;
@@ -43,14 +51,20 @@ use std::time::Duration;
 use env::Clock;
 use model::digest::Hook;
 use model::name::LabelKey;
-use model::{ImageName, Realm, Reference, Result, TagName, VersionId};
+use model::{
+    ContentDigest, Error, ImageName, Kind, LayoutDigest, Names, Realm, Reference, Result, TagName,
+    VersionId,
+};
 
 use crate::catalog::Catalog;
 use crate::records::{
-    CatalogStatistics, EntryDigest, ImageFilter, ImageRecord, LeaseId, Location, NewPack, PackId,
-    PackRecord, Publication, VersionRecord,
+    BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
+    LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
+    VersionRecord,
 };
 use connections::Connections;
+use leases::Purpose;
+use packs::Known;
 
 /// The catalog in one SQLite file.
 ///
@@ -75,6 +89,37 @@ impl SqliteCatalog {
         let connections = Connections::new(path)?;
         schema::prepare(&connections)?;
         Ok(SqliteCatalog { connections, clock })
+    }
+
+    /// Opens the catalog in a file that must be one already.
+    ///
+    /// # Errors
+    /// As [`SqliteCatalog::open`]; `Corrupt` where the file is absent or empty.
+    pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<SqliteCatalog> {
+        let connections = Connections::new(path)?;
+        schema::require(&connections)?;
+        Ok(SqliteCatalog { connections, clock })
+    }
+
+    /// Has SQLite look at every page: `Corrupt` where one is not sound. What rows say is not looked
+    /// at.
+    ///
+    /// Cost: one pass over the file.
+    pub fn check_pages(&self) -> Result<()> {
+        let operation = "check the catalog";
+        let found: Vec<String> = self.connections.read(operation, async |c| {
+            let check = sqlx::query_scalar("PRAGMA quick_check(1)");
+            Ok(check.fetch_all(c).await?)
+        })?;
+        match found.iter().find(|line| *line != "ok") {
+            None => Ok(()),
+            Some(first) => {
+                let file = self.connections.file().display().to_string();
+                Err(Error::new(Kind::Corrupt, operation, file)
+                    .because(first.clone())
+                    .hint("`larder scrub --rebuild` makes it anew from the packs"))
+            }
+        }
     }
 }
 
@@ -117,33 +162,65 @@ impl Catalog for SqliteCatalog {
     }
 
     fn count_attach(&self, version: &VersionId) -> Result<()> {
-        self.connections
-            .write("count the attach", async |c| versions::count_attach(c, version).await)
+        self.connections.write_without_sync("count the attach", async |c| {
+            versions::count_attach(c, version).await
+        })
     }
 
     fn begin_lease(&self, time_to_live: Duration) -> Result<LeaseId> {
         let now = self.clock.now();
-        self.connections
-            .write("begin the lease", async |c| leases::begin(c, now, time_to_live).await)
+        self.connections.write("begin the lease", async |c| {
+            leases::begin(c, now, time_to_live, Purpose::Work).await
+        })
     }
 
     fn renew_lease(&self, lease: LeaseId, time_to_live: Duration) -> Result<()> {
         let now = self.clock.now();
-        self.connections
-            .write("renew the lease", async |c| leases::renew(c, lease, now, time_to_live).await)
+        self.connections.write_without_sync("renew the lease", async |c| {
+            leases::renew(c, lease, now, time_to_live).await
+        })
     }
 
     fn abandon_lease(&self, lease: LeaseId) -> Result<Vec<String>> {
         let operation = "abandon the lease";
         let found =
             self.connections.read(operation, async |c| leases::find_abandoned(c, lease).await)?;
-        let now = self.clock.now();
-        self.connections.write(operation, async |c| leases::abandon(c, lease, now, &found).await)
+        let work = async |c: &mut _| leases::abandon(c, lease, &found).await;
+        match found.is_empty() {
+            true => self.connections.write_without_sync(operation, work),
+            false => self.connections.write(operation, work),
+        }
     }
 
     fn add_pack(&self, lease: LeaseId, pack: &NewPack) -> Result<PackId> {
         let now = self.clock.now();
-        self.connections.write("add the pack", async |c| packs::add(c, lease, now, pack).await)
+        self.connections
+            .write("add the pack", async |c| packs::add(c, lease, now, pack, Known::Stays).await)
+    }
+
+    fn move_entries(&self, lease: LeaseId, pack: &NewPack) -> Result<PackId> {
+        let now = self.clock.now();
+        self.connections.write("move entries to the pack", async |c| {
+            packs::add(c, lease, now, pack, Known::Moves).await
+        })
+    }
+
+    fn claim(
+        &self,
+        lease: LeaseId,
+        realm: &Realm,
+        digests: &[EntryDigest],
+    ) -> Result<Vec<Option<Location>>> {
+        let operation = "claim chunks";
+        let found = self
+            .connections
+            .read(operation, async |c| packs::look_up(c, Some(lease), realm, digests).await)?;
+        if !found.must_be_claimed {
+            return Ok(found.places);
+        }
+        let now = self.clock.now();
+        self.connections
+            .write(operation, async |c| packs::claim(c, lease, now, realm, digests).await)
     }
 
     fn locate(&self, realm: &Realm, digests: &[EntryDigest]) -> Result<Vec<Option<Location>>> {
@@ -167,6 +244,133 @@ impl Catalog for SqliteCatalog {
         let now = self.clock.now();
         self.connections
             .write("publish", async |c| publish::publish(c, lease, now, publication).await)
+    }
+
+    fn layout_of(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.connections.read("find the layout", async |c| roots::layout_of(c, content).await)
+    }
+
+    fn swap_layout(
+        &self,
+        lease: LeaseId,
+        content: ContentDigest,
+        old: LayoutDigest,
+        new: LayoutDigest,
+    ) -> Result<u64> {
+        let now = self.clock.now();
+        self.connections.write("lay out anew", async |c| {
+            publish::swap_layout(c, lease, now, content, [old, new]).await
+        })
+    }
+
+    fn set_boot_set(&self, lease: LeaseId, set: &BootSetRecord) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("set the working set", async |c| boot_sets::set(c, lease, now, set).await)
+    }
+
+    fn boot_sets(&self, content: ContentDigest) -> Result<Vec<BootSetRecord>> {
+        self.connections.read("find the working sets", async |c| boot_sets::all(c, content).await)
+    }
+
+    fn hold(
+        &self,
+        version: &VersionId,
+        holder: &str,
+        time_to_live: Option<Duration>,
+    ) -> Result<VersionRecord> {
+        let now = self.clock.now();
+        self.connections.write("hold the version", async |c| {
+            roots::hold(c, version, holder, now, time_to_live).await
+        })
+    }
+
+    fn renew_hold(&self, holder: &str, time_to_live: Duration) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("renew the hold", async |c| roots::renew(c, holder, now, time_to_live).await)
+    }
+
+    fn release(&self, holder: &str) -> Result<()> {
+        self.connections.write("release the version", async |c| roots::release(c, holder).await)
+    }
+
+    fn holds(&self) -> Result<Vec<HoldRecord>> {
+        let now = self.clock.now();
+        self.connections.read("list the holds", async |c| roots::holds(c, now).await)
+    }
+
+    fn begin_collect(&self, time_to_live: Duration) -> Result<LeaseId> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| {
+            roots::forget_expired(c, now).await?;
+            leases::begin(c, now, time_to_live, Purpose::Collect).await
+        })
+    }
+
+    fn roots(&self, after: Revision, max: usize) -> Result<Vec<Root>> {
+        self.connections
+            .read("list what is referred to", async |c| roots::after(c, after, max).await)
+    }
+
+    fn entries(
+        &self,
+        after: Option<(&Realm, EntryDigest)>,
+        max: usize,
+    ) -> Result<Vec<(Realm, Location)>> {
+        self.connections.read("list the entries", async |c| collect::entries(c, after, max).await)
+    }
+
+    fn condemn(&self, lease: LeaseId, packs: &[PackId]) -> Result<Mark> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| collect::condemn(c, lease, now, packs).await)
+    }
+
+    fn leases_before(&self, mark: Mark) -> Result<u64> {
+        let now = self.clock.now();
+        self.connections.read("collect", async |c| leases::alive_before(c, now, mark).await)
+    }
+
+    fn spare(&self, lease: LeaseId, packs: &[PackId]) -> Result<()> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| collect::spare(c, lease, now, packs).await)
+    }
+
+    fn remove_condemned(&self, lease: LeaseId, packs: &[Doomed]) -> Result<Vec<String>> {
+        let now = self.clock.now();
+        self.connections.write("collect", async |c| collect::remove(c, lease, now, packs).await)
+    }
+
+    fn forget_entries(&self, lease: LeaseId, realm: &Realm, digests: &[EntryDigest]) -> Result<()> {
+        let now = self.clock.now();
+        self.connections
+            .write("forget entries", async |c| packs::forget(c, lease, now, realm, digests).await)
+    }
+
+    fn replace_record(
+        &self,
+        lease: LeaseId,
+        version: &VersionId,
+        old: EntryDigest,
+        new: EntryDigest,
+    ) -> Result<()> {
+        let now = self.clock.now();
+        self.connections.write("replace the record", async |c| {
+            publish::replace_record(c, lease, now, version, [old, new]).await
+        })
+    }
+
+    fn names(&self) -> Result<Names> {
+        let now = self.clock.now();
+        self.connections.read("read the names", async |c| names::all(c, now).await)
+    }
+
+    fn restore_names(&self, names: &Names) -> Result<()> {
+        self.connections.write("restore the names", async |c| names::restore(c, names).await)
+    }
+
+    fn compact(&self) -> Result<()> {
+        self.connections.compact()
     }
 
     fn statistics(&self) -> Result<CatalogStatistics> {

@@ -16,3 +16,11 @@ fn the_catalog_in_sqlite_keeps_every_promise() {
         assert!(outcome.is_ok(), "the promise that is broken: {name}");
     }
 }
+
+#[test]
+fn names_come_out_of_another_catalog_as_they_went_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let open =
+        |name| SqliteCatalog::open(&folder.path().join(name), Arc::new(SystemClock)).unwrap();
+    contract::check_restored(&open("from.sqlite"), &open("to.sqlite"));
+}

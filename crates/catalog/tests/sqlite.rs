@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use catalog::{Catalog, ImageFilter, Publication, SqliteCatalog, contract};
+use catalog::{Catalog, ImageFilter, SqliteCatalog, contract};
 use env::{ManualClock, SystemClock};
 use model::name::LabelKey;
 use model::{ImageName, Kind, Realm, Reference, TagName, VersionId, VersionNumber};
@@ -41,7 +41,7 @@ fn two_catalogs_on_one_file_publish_at_once_and_nothing_is_lost() {
                     let pack = contract::pack(thread * ROUNDS + round + 1);
                     let lease = catalog.begin_lease(LONG).unwrap();
                     let id = catalog.add_pack(lease, &pack).unwrap();
-                    let own = Publication { packs: vec![id], ..contract::publication("shared") };
+                    let own = contract::publication("shared");
                     let record = catalog.publish(lease, &own).unwrap();
                     assert!(record.latest >= record.id.version);
                     assert_eq!(catalog.pack(id).unwrap().name, pack.name);
@@ -208,7 +208,7 @@ fn fill_with_images(path: &Path, count: i64) {
              (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {count}) SELECT i FROM n;
          INSERT INTO image SELECT 1000 + i, 'team-' || (i % 10) || '/image-' || i, 3 FROM n;
          INSERT INTO version SELECT 1000 + i, v.column1, 0, 1 << 31, 1 << 30, randomblob(32),
-             randomblob(32), NULL, NULL, 'import disk-' || i || '.qcow2', 1, 0
+             randomblob(32), NULL, NULL, 'import disk-' || i || '.qcow2', 1, NULL, 3 * i + v.column1, 0
              FROM n, (VALUES (1), (2), (3)) v;
          INSERT INTO tag SELECT 1000 + i, t.column1, t.column2
              FROM n, (VALUES ('stable', 2), ('next', 3)) t;

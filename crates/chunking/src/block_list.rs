@@ -64,9 +64,29 @@ impl BlockList {
     /// The blocks of one chunk of the list, in order.
     pub fn blocks_of(&self, chunk: &ChunkDigest) -> Option<&[BlockDigest]> {
         let position = self.chunks.iter().position(|listed| listed.digest == *chunk)?;
+        Some(self.blocks_at(position))
+    }
+
+    fn blocks_at(&self, position: usize) -> &[BlockDigest] {
         let first = self.chunks[position].first as usize;
         let end = self.chunks.get(position + 1).map_or(self.digests.len(), |c| c.first as usize);
-        Some(&self.digests[first..end])
+        &self.digests[first..end]
+    }
+
+    /// The chunks, in order.
+    pub fn chunks(&self) -> impl ExactSizeIterator<Item = ChunkDigest> {
+        self.chunks.iter().map(|listed| listed.digest)
+    }
+
+    /// The list without the chunks that `keep` says no to.
+    pub fn retained(&self, mut keep: impl FnMut(&ChunkDigest) -> bool) -> BlockList {
+        let mut retained = BlockList::default();
+        for (position, listed) in self.chunks.iter().enumerate() {
+            if keep(&listed.digest) {
+                retained.push(listed.digest, self.blocks_at(position));
+            }
+        }
+        retained
     }
 
     /// The hooks among the blocks, each once.

@@ -55,6 +55,9 @@ pub struct GlobalArguments {
     /// Print no progress.
     #[arg(long, short, global = true, help_heading = "Global options")]
     pub quiet: bool,
+    /// How long the repository waits for a process that was stopped. For tests.
+    #[arg(long, global = true, hide = true, value_name = "SECONDS")]
+    pub lease_seconds: Option<u64>,
     /// Print what is going on; twice for more.
     #[arg(long, short, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     pub verbose: u8,

@@ -1,6 +1,7 @@
 //! What the command line means: flags over environment over settings file over defaults.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use env::{FileSystem, RealFileSystem};
 use model::{Error, Kind, Result};
@@ -24,6 +25,7 @@ pub struct Context {
     /// The settings file, whether or not it exists.
     pub settings_file: PathBuf,
     quiet: bool,
+    lease_time: Option<Duration>,
 }
 
 /// A path, and where it was set.
@@ -62,13 +64,14 @@ impl Context {
             format: arguments.format,
             settings_file,
             quiet: arguments.quiet,
+            lease_time: arguments.lease_seconds.map(Duration::from_secs),
         })
     }
 
     /// Opens the repository.
     pub fn repository(&self) -> Result<Repository> {
         self.refuse_urls()?;
-        Repository::open(&Machine::real(), &self.repo.path)
+        open_repository(&self.repo.path).map(|repository| self.timed(repository))
     }
 
     /// Opens the repository, or makes one and says so.
@@ -78,7 +81,25 @@ impl Context {
         if is_new && !self.quiet && self.format == Format::Text {
             anstream::eprintln!("made a new repository in {}", self.repo.path.display());
         }
-        Ok(repository)
+        Ok(self.timed(repository))
+    }
+
+    fn timed(&self, repository: Repository) -> Repository {
+        match self.lease_time {
+            Some(lease_time) => repository.with_lease_time(lease_time),
+            None => repository,
+        }
+    }
+
+    /// True where no progress is wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// The repository's folder, whatever state the repository is in.
+    pub fn repository_folder(&self) -> Result<&Path> {
+        self.refuse_urls()?;
+        Ok(&self.repo.path)
     }
 
     /// A progress bar for long work, as the user wants it.
@@ -86,7 +107,8 @@ impl Context {
         ProgressBar::new(what, self.format, self.quiet)
     }
 
-    fn refuse_urls(&self) -> Result<()> {
+    /// Refuses a repository that is not a folder.
+    pub fn refuse_urls(&self) -> Result<()> {
         match self.repo.path.to_string_lossy().contains("://") {
             true => Err(Error::new(
                 Kind::Invalid,
@@ -96,6 +118,17 @@ impl Context {
             .because("this larder opens repositories in folders only")),
             false => Ok(()),
         }
+    }
+}
+
+/// Names a link that packs are behind, as `rate=125MB,delay=1ms`: for benches.
+const LINK: &str = "LARDER_LINK";
+
+/// Opens the repository in a folder.
+pub fn open_repository(folder: &Path) -> Result<Repository> {
+    match std::env::var(LINK) {
+        Ok(link) => Repository::open_over_link(&Machine::real(), folder, link.parse()?),
+        Err(_) => Repository::open(&Machine::real(), folder),
     }
 }
 

@@ -69,21 +69,35 @@ pub fn print_error(error: &Error) {
     }
 }
 
+/// How a command's log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    /// Lines for people; only warnings unless more is asked for.
+    Warnings,
+    /// Lines for people; what happens, too.
+    Events,
+    /// The same, one JSON document a line.
+    JsonEvents,
+}
+
 /// Logs to stderr: warnings always, more when asked, `LARDER_LOG` over both.
-pub fn start_logging(verbose: u8) {
-    let level = match verbose {
+pub fn start_logging(verbose: u8, log: Log) {
+    let level = match verbose + u8::from(log != Log::Warnings) {
         // FUSE calls it an error when the kernel has given up a request before its answer came.
         0 => "warn,fuser=off",
-        1 => "info",
+        1 => "info,fuser=off",
         _ => "debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+        .with_target(false);
+    match log {
+        Log::JsonEvents => lines.json().flatten_event(true).init(),
+        Log::Warnings | Log::Events => lines.init(),
+    }
 }
 
 #[cfg(test)]

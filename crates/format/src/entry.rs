@@ -19,6 +19,9 @@ pub const PLAIN_LEN_MAX: usize = 4 << 20;
 /// The most plain bytes of a chunk: 1 MiB.
 pub const CHUNK_LEN_MAX: usize = model::map::CHUNK_BLOCKS_MAX as usize * model::BLOCK_LEN;
 
+/// The most plain bytes of a record: 128 KiB.
+pub const RECORD_LEN_MAX: usize = 128 << 10;
+
 const WHAT: &str = "pack entry";
 
 /// What an entry holds.
@@ -33,14 +36,24 @@ pub enum EntryKind {
     ManifestLeaf = 3,
     /// The root of a manifest, named by its layout digest.
     Manifest = 4,
+    /// What a publication tells of itself, named by the BLAKE3 of its bytes.
+    Record = 5,
+    /// A boot working set, named by the BLAKE3 of its bytes.
+    BootSet = 6,
+    /// Blocks of a boot working set, named by the BLAKE3 of their bytes. In no list: they are copies.
+    BootPiece = 7,
 }
 
 impl EntryKind {
     /// The most plain bytes that an entry of this kind may have.
     pub fn plain_len_max(self) -> usize {
         match self {
-            EntryKind::Chunk => CHUNK_LEN_MAX,
-            EntryKind::SegmentMap | EntryKind::ManifestLeaf | EntryKind::Manifest => PLAIN_LEN_MAX,
+            EntryKind::Chunk | EntryKind::BootPiece => CHUNK_LEN_MAX,
+            EntryKind::SegmentMap
+            | EntryKind::ManifestLeaf
+            | EntryKind::Manifest
+            | EntryKind::BootSet => PLAIN_LEN_MAX,
+            EntryKind::Record => RECORD_LEN_MAX,
         }
     }
 }
@@ -54,6 +67,9 @@ impl TryFrom<u8> for EntryKind {
             2 => Ok(EntryKind::SegmentMap),
             3 => Ok(EntryKind::ManifestLeaf),
             4 => Ok(EntryKind::Manifest),
+            5 => Ok(EntryKind::Record),
+            6 => Ok(EntryKind::BootSet),
+            7 => Ok(EntryKind::BootPiece),
             _ => Err(unsound("kind", code.into())),
         }
     }

@@ -194,7 +194,7 @@ fn decode_leaf(
     cursor.end()
 }
 
-fn kind_code(kind: VersionKind) -> u8 {
+pub(crate) fn kind_code(kind: VersionKind) -> u8 {
     match kind {
         VersionKind::Disk => 0,
         VersionKind::Memory => 1,
@@ -208,12 +208,16 @@ fn decode_kind(cursor: &mut Cursor<'_>) -> Result<VersionKind, FormatError> {
     if rest != [0; 3] {
         return Err(cursor.unsound_before(3, "reserved", rest.iter().map(|b| u64::from(*b)).sum()));
     }
+    kind_from_code(code).ok_or_else(|| cursor.unsound_before(4, "kind", code.into()))
+}
+
+pub(crate) fn kind_from_code(code: u8) -> Option<VersionKind> {
     match code {
-        0 => Ok(VersionKind::Disk),
-        1 => Ok(VersionKind::Memory),
-        2 => Ok(VersionKind::Machine),
-        3 => Ok(VersionKind::Group),
-        _ => Err(cursor.unsound_before(4, "kind", code.into())),
+        0 => Some(VersionKind::Disk),
+        1 => Some(VersionKind::Memory),
+        2 => Some(VersionKind::Machine),
+        3 => Some(VersionKind::Group),
+        _ => None,
     }
 }
 

@@ -5,10 +5,15 @@ mod fixtures;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use fixtures::{golden_manifest_encoded, golden_map, noise, pack, read_index};
+use fixtures::{
+    golden_boot_set, golden_manifest_encoded, golden_map, golden_names, golden_record, noise, pack,
+    read_index,
+};
+use format::boot_set::{decode_boot_set, encode_boot_set};
 use format::{
     Encoder, Encoding, FormatError, PLAIN_LEN_MAX, PackIndex, decode, decode_manifest,
-    decode_manifest_root, decode_segment_map, encode_manifest, encode_segment_map,
+    decode_manifest_root, decode_names, decode_record, decode_segment_map, encode_manifest,
+    encode_names, encode_record, encode_segment_map,
 };
 use model::block::BLOCKS_PER_SEGMENT;
 use model::map::CHUNK_BLOCKS_MAX;
@@ -191,6 +196,8 @@ proptest! {
         let _ = bounded_map(&bytes);
         let root = within(4 * bytes.len() + SMALL, || decode_manifest_root(&bytes));
         prop_assert!(root.is_err());
+        prop_assert!(within(2 * bytes.len() + SMALL, || decode_record(&bytes)).is_err());
+        prop_assert!(within(2 * bytes.len() + SMALL, || decode_names(&bytes)).is_err());
         let _ = format::pack::check_header(&bytes);
         let _ = bounded_decode(Encoding::Zstd, &bytes, plain_len);
         let _ = bounded_decode(Encoding::Plain, &bytes, plain_len);
@@ -235,6 +242,18 @@ proptest! {
     }
 
     #[test]
+    fn a_spoiled_boot_set_is_refused_or_is_the_encoding_of_another(
+        changes in vec(spoil(), 1..4),
+    ) {
+        let bytes = apply(encode_boot_set(&golden_boot_set()), &changes);
+        // The limit is that of the blocks that a set may name, each remembered once.
+        let bound = 8 * bytes.len() + 64 * model::boot_set::BOOT_BLOCKS_MAX as usize;
+        if let Ok(other) = within(bound, || decode_boot_set(&bytes)) {
+            prop_assert_eq!(encode_boot_set(&other), bytes);
+        }
+    }
+
+    #[test]
     fn a_spoiled_root_is_refused_or_is_another_root(
         manifest in manifest(),
         changes in vec(spoil(), 1..4),
@@ -266,6 +285,35 @@ proptest! {
         let decoded = within(bound, || decode_manifest(&root, &leaves));
         if let (Ok(manifest), true) = (decoded, number < 3) {
             prop_assert_eq!(&encode_manifest(&manifest).leaves[0].bytes, &leaves[0]);
+        }
+    }
+
+    #[test]
+    fn a_spoiled_record_is_refused_or_is_the_encoding_of_another(changes in vec(spoil(), 1..4)) {
+        let bytes = apply(encode_record(&golden_record()), &changes);
+        if let Ok(other) = within(2 * bytes.len() + SMALL, || decode_record(&bytes)) {
+            prop_assert_eq!(encode_record(&other), bytes);
+        }
+    }
+
+    #[test]
+    fn spoiled_names_are_refused_or_are_the_encoding_of_others(
+        changes in vec(spoil(), 1..4),
+        liar in any::<bool>(),
+    ) {
+        let (header, names) = golden_names();
+        let valid = encode_names(&header, &names);
+        let body = valid.len() - 32;
+        let mut bytes = apply(valid[..body].to_vec(), &changes);
+        let checksum = match liar {
+            true => *blake3::hash(&bytes).as_bytes(),
+            false => valid[body..].try_into().unwrap(),
+        };
+        bytes.extend_from_slice(&checksum);
+        let decoded = within(64 * bytes.len() + SMALL, || decode_names(&bytes));
+        match decoded {
+            Ok((header, names)) => prop_assert_eq!(encode_names(&header, &names), bytes),
+            Err(_) => prop_assert!(bytes != valid),
         }
     }
 
@@ -315,6 +363,10 @@ fn every_flipped_bit_of_a_packs_table_list_and_footer_is_refused() {
 fn every_cut_of_every_structure_is_refused() {
     let (map, manifest) = (encode_segment_map(&golden_map()), golden_manifest_encoded());
     let pack = pack().bytes;
+    let set = encode_boot_set(&golden_boot_set());
+    for len in 0..set.len() {
+        assert!(decode_boot_set(&set[..len]).is_err(), "set of {len} bytes");
+    }
     for len in 0..map.len() {
         assert!(decode_segment_map(&map[..len]).is_err(), "map of {len} bytes");
     }
@@ -323,6 +375,15 @@ fn every_cut_of_every_structure_is_refused() {
     }
     for len in 0..pack.len() {
         assert!(read_index(&pack[..len]).is_err(), "pack of {len} bytes");
+    }
+    let record = encode_record(&golden_record());
+    for len in 0..record.len() {
+        assert!(decode_record(&record[..len]).is_err(), "record of {len} bytes");
+    }
+    let (header, names) = golden_names();
+    let names = encode_names(&header, &names);
+    for len in 0..names.len() {
+        assert!(decode_names(&names[..len]).is_err(), "names of {len} bytes");
     }
 }
 
@@ -333,6 +394,11 @@ fn no_length_in_a_few_bytes_makes_a_decoder_allocate() {
     assert!(bounded_map(&map).is_err());
     map[8..16].copy_from_slice(&[0, 0, 0, 0, 0, 0x40, 0, 0]);
     assert!(bounded_map(&map).is_err());
+    for count in [8, 12, 16] {
+        let mut set = encode_boot_set(&golden_boot_set());
+        set[count..count + 4].fill(0xff);
+        assert!(within(8 * set.len() + SMALL, || decode_boot_set(&set)).is_err());
+    }
     let mut root = golden_manifest_encoded().root;
     root[12..16].fill(0xff);
     assert!(within(SMALL, || decode_manifest_root(&root)).is_err());

@@ -17,7 +17,7 @@ use crate::accelerator::Accelerator;
 use crate::config::{Console, Drive, GuestConfig, Network};
 
 /// For how long a guest's requests wait for an NBD server that went away, in seconds.
-const RECONNECT_SECONDS: u32 = 300;
+const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
 
 /// The descriptors that QEMU inherits: its ends of socket pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

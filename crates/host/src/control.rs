@@ -1,7 +1,8 @@
-//! The protocol of a mirror's control socket.
+//! The protocol of the control sockets: of a mirror's owner, and of a host's daemon.
 //!
 //! One JSON document a line, each way: a request, then its response. A connection may carry many.
-//! The socket lies in the mirror's folder, so whoever may enter the folder may speak.
+//! A mirror's socket lies in the mirror's folder, so whoever may enter the folder may speak; the
+//! daemon's lies in the state folder and belongs to the daemon's user alone.
 //!
 //! **Failure**: a socket that nobody answers on belongs to an owner that died; the caller goes on
 //! as if there were none. A request that is no request gets an error; a line longer than
@@ -18,24 +19,35 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use model::{Error, Kind, Result};
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::commit::{CommitOptions, Outcome};
 use crate::mirrors::MirrorStatus;
+use crate::owner::Ready;
+use crate::records::Record;
 
 /// The longest line, in bytes.
 pub const LINE_LEN_MAX: u64 = 64 << 10;
 
-/// The most connections at once; further ones are closed.
+/// The most connections to a mirror's socket at once; further ones are closed.
 pub const CONNECTION_COUNT_MAX: usize = 64;
+
+/// The most connections to a daemon's socket at once.
+pub const DAEMON_CONNECTION_COUNT_MAX: usize = 256;
 
 /// How long an owner may take to tell how its mirror is.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 
+/// Connections that may wait to be accepted.
+const LISTEN_BACKLOG: i32 = 128;
+
 /// How long accepting rests after a failure, for example without file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(200);
 
-/// What can be asked of a mirror's owner.
+/// What can be asked. The first four are for a mirror's owner, the others for a host's daemon, which
+/// answers `Status` too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -48,6 +60,29 @@ pub enum Request {
         /// True to throw the mirror and its changes away.
         discard: bool,
     },
+    /// Answer when the mirror is served no more.
+    Wait,
+    /// Make or open a mirror and serve it.
+    Attach(Box<AttachOrder>),
+    /// What is asked of the owner of one mirror.
+    Mirror {
+        /// The mirror.
+        name: String,
+        /// What is asked of its owner.
+        request: Box<Request>,
+    },
+}
+
+/// What a daemon is to attach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachOrder {
+    /// The version, as `image`, `image@version` or `image:tag`.
+    pub reference: String,
+    /// The folder of the repository that is meant, absolute; the daemon must have opened that one.
+    pub repository: PathBuf,
+    /// The mirror, its doors and policy.
+    pub record: Record,
 }
 
 /// What the owner answers.
@@ -58,8 +93,14 @@ pub enum Response {
     Status(Box<MirrorStatus>),
     /// The version that was made.
     Committed(Box<Outcome>),
-    /// It will stop serving; the connection ends when it has.
+    /// It has stopped serving; the connection ends.
     Detaching,
+    /// It has stopped serving, for now: its daemon ends, and the next one serves it again.
+    Released,
+    /// The mirror is served.
+    Attached(Box<Ready>),
+    /// How the daemon is.
+    Host(Box<HostStatus>),
     /// It did not work.
     Failed {
         /// The error, on one line.
@@ -69,13 +110,28 @@ pub enum Response {
     },
 }
 
+/// How a host's daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub process: u32,
+    /// The folder of its repository.
+    pub repository: PathBuf,
+    /// Mirrors that it serves.
+    pub served_count: usize,
+    /// Mirrors that it will serve as soon as it can.
+    pub waiting_count: usize,
+}
+
 /// What answers requests.
 pub trait Handler: Send + Sync {
     /// Answers one request.
-    fn handle(&self, request: Request) -> Result<Response>;
+    fn handle(self: Arc<Self>, request: Request) -> Result<Response>;
 }
 
-/// Asks the owner of a mirror. `None` where nobody listens on the socket.
+/// Asks whoever listens on a socket. `None` where nobody does.
 ///
 /// # Errors
 /// What the owner fails with; `Unavailable` where it goes away in between.
@@ -103,7 +159,11 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     })?;
     match response {
         Response::Failed { message, hint } => {
-            let error = Error::new(Kind::Unavailable, "ask", "the mirror's owner").because(message);
+            let whom = match request {
+                Request::Attach(_) | Request::Mirror { .. } => "the host's daemon",
+                _ => "the mirror's owner",
+            };
+            let error = Error::new(Kind::Unavailable, "ask", whom).because(message);
             Err(match hint {
                 Some(hint) => error.hint(hint),
                 None => error,
@@ -190,19 +250,41 @@ impl Drop for Answer<'_> {
 impl ControlServer {
     /// Listens on `path` and hands requests to `handler`. The caller holds the mirror's lock, so a
     /// socket that lies there is a dead owner's and is replaced.
-    pub fn start(path: &Path, handler: Arc<dyn Handler>) -> Result<Self> {
+    pub fn start(
+        path: &Path,
+        handler: Arc<dyn Handler>,
+        connection_count_max: usize,
+    ) -> Result<Self> {
+        Self::listen(path, handler, connection_count_max, Who::Umask)
+    }
+
+    /// The same for the user of this process alone.
+    pub fn start_private(
+        path: &Path,
+        handler: Arc<dyn Handler>,
+        connection_count_max: usize,
+    ) -> Result<Self> {
+        Self::listen(path, handler, connection_count_max, Who::OwnUser)
+    }
+
+    fn listen(
+        path: &Path,
+        handler: Arc<dyn Handler>,
+        connection_count_max: usize,
+        who: Who,
+    ) -> Result<Self> {
         let failed = |error| Error::io("listen on", path.display().to_string(), error);
         if path.exists() {
             std::fs::remove_file(path).map_err(failed)?;
         }
         let near = NearPath::of(path).map_err(failed)?;
-        let listener = Arc::new(UnixListener::bind(&near.path).map_err(failed)?);
+        let listener = Arc::new(bind(&near.path, who).map_err(failed)?);
         let is_stopped = Arc::new(AtomicBool::new(false));
         let answers = Arc::new(Answers::default());
         let thread = std::thread::spawn({
             let (listener, is_stopped) = (listener.clone(), is_stopped.clone());
             let answers = answers.clone();
-            move || accept_all(&listener, &handler, &answers, &is_stopped)
+            move || accept_all(&listener, &handler, &answers, &is_stopped, connection_count_max)
         });
         let (path, thread) = (path.to_path_buf(), Some(thread));
         Ok(ControlServer { path, listener, is_stopped, answers, thread })
@@ -226,11 +308,34 @@ impl Drop for ControlServer {
     }
 }
 
+/// Who may connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    /// Whom the umask lets.
+    Umask,
+    /// The user of this process.
+    OwnUser,
+}
+
+fn bind(path: &Path, who: Who) -> io::Result<UnixListener> {
+    if who == Who::Umask {
+        return UnixListener::bind(path);
+    }
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Before it has a name, so that there is no moment in which others may connect.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
 fn accept_all(
     listener: &UnixListener,
     handler: &Arc<dyn Handler>,
     answers: &Arc<Answers>,
     is_stopped: &AtomicBool,
+    connection_count_max: usize,
 ) {
     let connections = Arc::new(());
     for stream in listener.incoming() {
@@ -240,12 +345,12 @@ fn accept_all(
         let served = stream.and_then(|stream| {
             let (handler, answers) = (handler.clone(), answers.clone());
             let connection = connections.clone();
-            if Arc::strong_count(&connections) > CONNECTION_COUNT_MAX + 1 {
+            if Arc::strong_count(&connections) > connection_count_max + 1 {
                 return Ok(());
             }
             let serve = move || {
                 let _connection = connection;
-                serve(stream, &*handler, &answers);
+                serve(stream, &handler, &answers);
             };
             std::thread::Builder::new().name("control".into()).spawn(serve).map(drop)
         });
@@ -257,7 +362,7 @@ fn accept_all(
     }
 }
 
-fn serve(mut stream: UnixStream, handler: &dyn Handler, answers: &Answers) {
+fn serve(mut stream: UnixStream, handler: &Arc<dyn Handler>, answers: &Answers) {
     let Ok(copy) = stream.try_clone() else { return };
     let mut reader = BufReader::new(copy);
     loop {
@@ -271,14 +376,15 @@ fn serve(mut stream: UnixStream, handler: &dyn Handler, answers: &Answers) {
             .map_err(|error| {
                 Error::new(Kind::Invalid, "read", "the request").because(error.to_string())
             })
-            .and_then(|request| handler.handle(request));
+            .and_then(|request| handler.clone().handle(request));
         let response = answer.unwrap_or_else(|error| Response::Failed {
             message: error.chain(),
             hint: error.hint_text().map(str::to_string),
         });
         let Ok(mut text) = encode(&response) else { return };
         text.push('\n');
-        if stream.write_all(text.as_bytes()).is_err() {
+        let is_over = matches!(response, Response::Detaching | Response::Released);
+        if stream.write_all(text.as_bytes()).is_err() || is_over {
             return;
         }
     }
@@ -295,7 +401,7 @@ mod tests {
 
     struct Refuses;
     impl Handler for Refuses {
-        fn handle(&self, request: Request) -> Result<Response> {
+        fn handle(self: Arc<Self>, request: Request) -> Result<Response> {
             match request {
                 Request::Detach { .. } => Ok(Response::Detaching),
                 _ => Err(Error::new(Kind::Refused, "do", "it").because("no").hint("ask again")),
@@ -307,7 +413,7 @@ mod tests {
     fn a_crowd_of_connections_is_turned_away_and_the_next_is_served() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
-        let _server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let _server = ControlServer::start(&path, Arc::new(Refuses), CONNECTION_COUNT_MAX).unwrap();
         let crowd: Vec<UnixStream> =
             (0..CONNECTION_COUNT_MAX + 8).map(|_| UnixStream::connect(&path).unwrap()).collect();
         // Those that were turned away are at their end without having said anything.
@@ -324,7 +430,7 @@ mod tests {
     fn a_line_that_is_too_long_ends_its_connection() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
-        let _server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let _server = ControlServer::start(&path, Arc::new(Refuses), CONNECTION_COUNT_MAX).unwrap();
         let mut stream = UnixStream::connect(&path).unwrap();
         // It may be closed before all is written.
         let _ = stream.write_all(&vec![b' '; LINE_LEN_MAX as usize + 1]);
@@ -338,7 +444,7 @@ mod tests {
         let folder = place.path().join("x".repeat(120));
         std::fs::create_dir(&folder).unwrap();
         let path = folder.join("control");
-        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let server = ControlServer::start(&path, Arc::new(Refuses), CONNECTION_COUNT_MAX).unwrap();
         assert!(ask(&path, &Request::Status).is_err_and(|e| e.hint_text().is_some()));
         drop(server);
         assert!(ask(&path, &Request::Status).unwrap().is_none());
@@ -349,7 +455,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
         assert!(ask(&path, &Request::Status).unwrap().is_none());
-        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let server = ControlServer::start(&path, Arc::new(Refuses), CONNECTION_COUNT_MAX).unwrap();
         let error = ask(&path, &Request::Status).unwrap_err();
         assert_eq!(error.hint_text(), Some("ask again"));
         assert_eq!(error.chain(), "ask the mirror's owner: do it: no");
@@ -360,9 +466,19 @@ mod tests {
         assert!(line.contains("failed"), "{line}");
         drop(server);
         assert!(!path.exists());
-        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let server = ControlServer::start(&path, Arc::new(Refuses), CONNECTION_COUNT_MAX).unwrap();
         std::fs::remove_file(&path).unwrap();
         drop(server);
+    }
+
+    #[test]
+    fn a_private_socket_is_for_its_user_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let _server = ControlServer::start_private(&path, Arc::new(Refuses), 4).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(ask(&path, &Request::Status).is_err_and(|e| e.hint_text().is_some()));
     }
 
     #[test]
@@ -371,7 +487,7 @@ mod tests {
         let deep = folder.path().join("d".repeat(120));
         std::fs::create_dir(&deep).unwrap();
         let path = deep.join("control");
-        let server = ControlServer::start(&path, Arc::new(Refuses)).unwrap();
+        let server = ControlServer::start(&path, Arc::new(Refuses), CONNECTION_COUNT_MAX).unwrap();
         assert!(path.exists());
         let error = ask(&path, &Request::Status).unwrap_err();
         assert_eq!(error.hint_text(), Some("ask again"));

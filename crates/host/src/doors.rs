@@ -43,6 +43,7 @@ pub struct Doors {
     nbd: Option<NbdServer>,
     fuse: Option<FuseMount>,
     list: Vec<Door>,
+    options: DoorOptions,
 }
 
 impl Doors {
@@ -53,7 +54,13 @@ impl Doors {
         device: &Arc<dyn Device>,
         tree: impl FnOnce(Arc<dyn Device>) -> Arc<dyn Tree>,
     ) -> Result<Self> {
-        let mut doors = Doors { vhost_user: None, nbd: None, fuse: None, list: Vec::new() };
+        let mut doors = Doors {
+            vhost_user: None,
+            nbd: None,
+            fuse: None,
+            list: Vec::new(),
+            options: options.clone(),
+        };
         let mut may_write = !options.read_only;
         let mut next_device = || {
             let writable = std::mem::replace(&mut may_write, false);
@@ -79,6 +86,7 @@ impl Doors {
             };
             let server = NbdServer::start(address, vec![export])?;
             doors.list.push(Door { door: "nbd".into(), address: server.uri(), writable });
+            doors.options.nbd = Some(server.address().clone());
             doors.nbd = Some(server);
         }
         if let Some(folder) = &options.fuse {
@@ -97,9 +105,19 @@ impl Doors {
         &self.list
     }
 
-    /// Closes all doors; no request is under way when it returns.
-    pub fn close(self) -> Result<()> {
-        if let Some(server) = self.vhost_user {
+    /// How the same doors are opened again: with the port that was found.
+    pub fn options(&self) -> &DoorOptions {
+        &self.options
+    }
+
+    /// Closes all doors; no request is under way when it returns. `give_up` is called once clients
+    /// that come back get no answer any more: it ends what still waits.
+    pub fn close(mut self, give_up: impl FnOnce()) -> Result<()> {
+        if let Some(server) = &mut self.nbd {
+            server.cut_off();
+        }
+        give_up();
+        if let Some(server) = self.vhost_user.take() {
             server.stop();
         }
         if let Some(server) = self.nbd {

@@ -8,9 +8,11 @@ use model::{Error, Kind, MirrorName, Result};
 use repository::Repository;
 use serde::{Deserialize, Serialize};
 
+use crate::client;
 use crate::commit::{CommitOptions, Committer, Outcome};
 use crate::control::{Request, Response, ask};
 use crate::doors::Door;
+use crate::holds;
 
 /// How a mirror is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,10 +129,27 @@ pub fn commit(
 }
 
 /// Ends the serving of a mirror; throws it away if asked to. True where somebody served it.
-pub fn detach(state: &StateFolder, name: &MirrorName, discard: bool) -> Result<bool> {
+///
+/// A mirror whose repository cannot be opened is thrown away all the same: its hold stays there.
+pub fn detach(
+    state: &StateFolder,
+    name: &MirrorName,
+    discard: bool,
+    open_repository: impl FnOnce() -> Result<Repository>,
+) -> Result<bool> {
     check_exists(state, name, "detach")?;
     let was_served = ask(&control_socket(state, name), &Request::Detach { discard })?.is_some();
+    if !was_served {
+        client::forget(state, name)?;
+    }
     if !was_served && discard {
+        let released = open_repository().and_then(|repository| {
+            check_repository(state, name, &repository)?;
+            holds::release(state, name, repository.catalog())
+        });
+        if let Err(error) = released {
+            tracing::warn!("its version is held still: {}", error.chain());
+        }
         Mirror::discard(state, name)?;
     }
     Ok(was_served)

@@ -1,10 +1,10 @@
 //! What a FUSE mount shows: every version of the repository, and the mirror that is served.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use attach::fuse::Tree;
 use catalog::ImageFilter;
-use mirror::{Binding, Mirror, ReadOnlyView, StateFolder};
+use mirror::{Binding, Mirror, Patience, ReadOnlyView, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
 use model::{Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
@@ -19,18 +19,41 @@ pub struct MirrorTree {
     mirror: Arc<Mirror>,
     committer: Arc<Committer>,
     device: Arc<dyn Device>,
+    patience: Patience,
+    views: Arc<OpenVersions>,
+}
+
+/// The versions that somebody has open in a mount.
+#[derive(Default)]
+pub struct OpenVersions(Mutex<Vec<Weak<ReadOnlyView>>>);
+
+impl OpenVersions {
+    fn add(&self, view: &Arc<ReadOnlyView>) {
+        let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        views.retain(|view| view.strong_count() > 0);
+        views.push(Arc::downgrade(view));
+    }
+
+    /// Ends all waits of their readers for a repository that cannot be reached.
+    pub fn give_up(&self) {
+        let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        views.iter().filter_map(Weak::upgrade).for_each(|view| view.give_up());
+    }
 }
 
 impl MirrorTree {
-    /// Shows `mirror` as `device`, which may be a read-only view of it.
+    /// Shows `mirror` as `device`, which may be a read-only view of it, and versions, whose readers
+    /// wait with `patience` and are known to `views`.
     pub fn new(
         repository: Repository,
         state: StateFolder,
         mirror: Arc<Mirror>,
         committer: Arc<Committer>,
         device: Arc<dyn Device>,
+        patience: Patience,
+        views: Arc<OpenVersions>,
     ) -> Self {
-        MirrorTree { repository, state, mirror, committer, device }
+        MirrorTree { repository, state, mirror, committer, device, patience, views }
     }
 
     fn check(&self, mirror: &MirrorName) -> Result<()> {
@@ -65,8 +88,9 @@ impl Tree for MirrorTree {
             layout: record.facts.layout,
             length: record.facts.length,
         };
-        let view: Arc<dyn Device> =
-            Arc::new(ReadOnlyView::open(&self.state, &binding, self.repository.chunks())?);
+        let view = Arc::new(ReadOnlyView::open(&self.state, &binding, self.repository.chunks())?);
+        view.set_patience(self.patience);
+        self.views.add(&view);
         Ok(view)
     }
 

@@ -10,7 +10,7 @@ use env::RealFileSystem;
 use host::commit::{CommitOptions, Committer};
 use host::mirrors::control_socket;
 use host::{AttachRequest, DoorOptions, Owner};
-use mirror::{Mirror, StateFolder};
+use mirror::{Mirror, Patience, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
 use model::{ImageName, Kind, MirrorName, Result};
@@ -31,9 +31,11 @@ fn name() -> MirrorName {
 fn start(repository: &Repository, state: &StateFolder, folder: &Path) -> Result<Owner> {
     let nbd = Some(Address::Unix(folder.join("nbd")));
     let request = AttachRequest {
-        reference: "web".parse().unwrap(),
+        reference: Some("web".parse().unwrap()),
         mirror: name(),
         doors: DoorOptions { nbd, ..DoorOptions::default() },
+        patience: Patience::Unlimited,
+        record: None,
     };
     Owner::start(repository.clone(), state.clone(), &request)
 }
@@ -58,8 +60,13 @@ fn a_mirror_is_not_put_upon_another_repositorys_version_of_the_same_name() {
     owner.mirror().write(0, &[1]).unwrap();
     owner.stop(false).unwrap();
     let clone = one.catalog().clone_version(&version, &ImageName::new("copy").unwrap()).unwrap();
-    let request =
-        AttachRequest { reference: clone.id.into(), mirror: name(), doors: DoorOptions::default() };
+    let request = AttachRequest {
+        reference: Some(clone.id.into()),
+        mirror: name(),
+        doors: DoorOptions::default(),
+        patience: Patience::Unlimited,
+        record: None,
+    };
     let refused = Owner::start(one.clone(), state.clone(), &request).err().unwrap();
     assert_eq!(refused.kind(), Kind::Refused, "{}", refused.chain());
     let owner = start(&one, &state, folder.path()).unwrap();
@@ -77,9 +84,11 @@ fn a_mirror_whose_version_was_removed_opens_again_and_says_how_to_save_it() {
     owner.stop(false).unwrap();
     repository.catalog().remove_image(&ImageName::new("web").unwrap()).unwrap();
     let request = AttachRequest {
-        reference: "web@1".parse().unwrap(),
+        reference: Some("web@1".parse().unwrap()),
         mirror: name(),
         doors: DoorOptions::default(),
+        patience: Patience::Unlimited,
+        record: None,
     };
     let owner = Owner::start(repository.clone(), state, &request).unwrap();
     let mut block = [0; 4096];
@@ -90,6 +99,73 @@ fn a_mirror_whose_version_was_removed_opens_again_and_says_how_to_save_it() {
     assert_eq!(error.kind(), Kind::NotFound);
     assert!(error.hint_text().is_some_and(|hint| hint.contains("web@1")), "{}", error.chain());
     owner.stop(false).unwrap();
+}
+
+#[test]
+fn a_mirror_holds_its_version_until_it_is_thrown_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let repository = repository_in(&folder.path().join("repository"), 1 << 20);
+    let holds = || repository.catalog().holds().unwrap();
+    let owner = start(&repository, &state, folder.path()).unwrap();
+    let [hold] = &holds()[..] else { panic!("one hold") };
+    assert!(hold.version.to_string() == "web@1" && hold.holder.contains("mirror"), "{hold:?}");
+    owner.stop(false).unwrap();
+    assert_eq!(holds().len(), 1, "a mirror that is not served reads on some day");
+    // As a crash between making a mirror and holding its version leaves it.
+    repository.catalog().release(&holds()[0].holder).unwrap();
+    start(&repository, &state, folder.path()).unwrap().stop(false).unwrap();
+    assert_eq!(holds().len(), 1);
+    host::mirrors::detach(&state, &name(), true, || Ok(repository.clone())).unwrap();
+    assert!(holds().is_empty());
+    start(&repository, &state, folder.path()).unwrap().stop(true).unwrap();
+    assert!(holds().is_empty());
+}
+
+#[test]
+fn what_a_mirror_records_is_brought_to_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let repository = repository_in(&folder.path().join("repository"), 8 << 20);
+    // A version with bytes in it.
+    let owner = start(&repository, &state, folder.path()).unwrap();
+    let bytes: Vec<u8> = (0..8 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
+    owner.mirror().write(0, &bytes).unwrap();
+    let committer = Committer::new(repository.clone(), owner.mirror().clone());
+    committer.commit(&CommitOptions::default(), &Silent).unwrap();
+    owner.stop(true).unwrap();
+    let request = |record: Option<&str>| AttachRequest {
+        reference: Some("web@2".parse().unwrap()),
+        patience: Patience::Unlimited,
+        mirror: name(),
+        doors: DoorOptions::default(),
+        record: record.map(str::to_string),
+    };
+    let owner = Owner::start(repository.clone(), state.clone(), &request(Some("boot"))).unwrap();
+    let mut buffer = vec![0; 256 << 10];
+    owner.mirror().read(6 << 20, &mut buffer).unwrap();
+    owner.mirror().read(1 << 20, &mut buffer).unwrap();
+    owner.stop(true).unwrap();
+    let version = repository.catalog().version(&"web@2".parse().unwrap()).unwrap();
+    let found = repository.boot_set(&version, "boot").unwrap().unwrap();
+    assert_eq!(found.record.boots, 1);
+    let firsts: Vec<u64> = found.set.reads().iter().map(|read| read.read.first_block).collect();
+    assert_eq!((firsts[0], found.set.block_count()), ((6 << 20) / 4096, 128));
+    // Another host, where nothing is present yet.
+    let elsewhere = StateFolder::new(Arc::new(RealFileSystem), folder.path().join("elsewhere"));
+    let owner = Owner::start(repository.clone(), elsewhere.clone(), &request(None)).unwrap();
+    let start = std::time::Instant::now();
+    while owner.mirror().statistics().prefetched_bytes < 512 << 10 {
+        assert!(start.elapsed().as_secs() < 60, "{:?}", owner.mirror().statistics());
+        std::thread::yield_now();
+    }
+    owner.mirror().read(6 << 20, &mut buffer).unwrap();
+    assert!(buffer == bytes[6 << 20..][..256 << 10]);
+    owner.stop(false).unwrap();
+    let report = host::report::Report::read(&elsewhere, &name()).unwrap();
+    assert_eq!((report.prefetched_bytes, report.prefetch_used_bytes), (512 << 10, 256 << 10));
+    assert_eq!((report.waits, report.from_chunks_bytes), (0, 0));
+    assert!(report.fetched_bytes > 0 && report.read_bytes == 256 << 10);
 }
 
 #[test]

@@ -11,10 +11,11 @@ use std::time::Instant;
 
 use env::entropy::SeededEntropy;
 use mirror::{Binding, Mirror, StateFolder};
+use model::boot_set::BootPiece;
 use model::device::Device;
 use model::{
-    ChunkDigest, ImageName, LayoutDigest, Manifest, MapDigest, MirrorName, Result, SegmentMap,
-    VersionId, VersionNumber,
+    ChunkDigest, ContentDigest, ImageName, LayoutDigest, Manifest, MapDigest, MirrorName, Result,
+    SegmentMap, VersionId, VersionNumber,
 };
 use store::{Chunk, ChunkStore, MemoryChunkStore};
 
@@ -23,6 +24,10 @@ use store::{Chunk, ChunkStore, MemoryChunkStore};
 struct HashingStore(MemoryChunkStore, u64);
 
 impl ChunkStore for HashingStore {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.0.current_layout(content)
+    }
+
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         self.0.manifest(layout)
     }
@@ -37,6 +42,10 @@ impl ChunkStore for HashingStore {
             Chunk::verify(chunk, bytes.clone())?;
         }
         Chunk::verify(chunk, bytes)
+    }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        self.0.boot_pieces(pieces)
     }
 }
 

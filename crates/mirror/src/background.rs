@@ -53,7 +53,7 @@ fn work(queue: &Receiver<Job>) {
     while let Ok(job) = queue.recv() {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match job {
             Job::Prefetch(view, blocks) => {
-                view.upgrade().map_or(Ok(()), |view| view.ensure_present(blocks))
+                view.upgrade().map_or(Ok(()), |view| view.bring_ahead(blocks))
             }
             Job::Checkpoint(base) => base.upgrade().map_or(Ok(()), |base| base.checkpoint()),
         }));

@@ -41,6 +41,8 @@ const CHECKPOINT_BYTES: u64 = 256 << 20;
 pub(crate) enum FetchKey {
     Map(u32),
     Chunk(u32, ChunkDigest),
+    /// Some pieces of a boot working set, by position.
+    Boot(u32),
 }
 
 /// The presence of one segment's blocks.

@@ -2,7 +2,7 @@
 //!
 //! **Failure**: a fetch that fails is not remembered; of those who wait for it the next one tries.
 
-use model::{ChunkDigest, Result};
+use model::ChunkDigest;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use store::Chunk;
@@ -38,11 +38,11 @@ impl ChunkCache {
     }
 
     /// The chunk, from here or by `fetch`, which runs once at a time for each digest.
-    pub(crate) fn get_or_fetch(
+    pub(crate) fn get_or_fetch<E>(
         &self,
         digest: ChunkDigest,
-        fetch: impl FnOnce() -> Result<Chunk>,
-    ) -> Result<Chunk> {
+        fetch: impl FnOnce() -> Result<Chunk, E>,
+    ) -> Result<Chunk, E> {
         self.0.get_or_insert_with(&digest, fetch)
     }
 }

@@ -155,7 +155,12 @@ impl Mirror {
             let piece = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
             match source {
                 Source::Zero => piece.fill(0),
-                Source::Base => self.read_file(&*self.view.base.data, piece, at)?,
+                Source::Base => {
+                    if self.view.recorder.is_active() {
+                        self.view.recorder.note(blocks_of(at, stop - at));
+                    }
+                    self.read_file(&*self.view.base.data, piece, at)?;
+                }
                 Source::Overlay(file) => {
                     saw_overlay = true;
                     self.read_file(&*self.files[file], piece, at)?;
@@ -176,8 +181,11 @@ impl Mirror {
     }
 
     fn fetch(&self, start: u64, end: u64) -> Result<()> {
+        let began = self.view.journal.now();
         self.view.missed(start, end - start);
-        self.view.ensure_present(blocks_of(start, end - start))
+        let fetched = self.view.ensure_present(blocks_of(start, end - start));
+        self.view.journal.waited(began, start, end - start);
+        fetched
     }
 
     fn segment_states(&self, segment: u32) -> &OverlaySegment {

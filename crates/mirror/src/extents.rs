@@ -21,12 +21,15 @@ pub(crate) fn extents(
     let mut at = range.start;
     for (segment, blocks) in by_segment(blocks_of(range.start, range.end - range.start)) {
         let whole_hole = view.glance(segment, blocks.start) == BaseBlock::Hole;
-        let map = if whole_hole { None } else { view.map(segment).ok() };
-        let mut runs =
-            map.map_or(&[][..], |map| map.runs_in(blocks.start, blocks.end)).iter().peekable();
+        let map = if whole_hole { None } else { view.segment_map(segment).ok() };
+        let mut runs = map
+            .as_ref()
+            .map_or(&[][..], |map| map.runs_in(blocks.start, blocks.end))
+            .iter()
+            .peekable();
         for block in blocks {
             while runs.next_if(|run| run.end_block() <= block).is_some() {}
-            let in_base = match (whole_hole, map) {
+            let in_base = match (whole_hole, &map) {
                 (true, _) => false,
                 (false, None) => true,
                 (false, Some(_)) => runs.peek().is_some_and(|run| run.first_block <= block),

@@ -8,34 +8,83 @@
 //! **Invariants**: no lock is held while the store works. A block is marked present after its
 //! bytes were written. A failure is an error of the read at hand and is never remembered.
 //!
+//! **A new layout**: collect may lay a version out anew and remove what only the old layout needed.
+//! Whoever meets `NotFound` asks the store for the content's layout of now and goes on by that; the
+//! bytes are equal, and so are the holes.
+//!
 //! **Failure**: a store that fails, is slow or panics delays those who wait for the same chunk;
-//! each then tries itself. On a full disk blocks are served without being kept.
+//! each then tries itself. A store that cannot be reached is waited for, see `patience`. Wrong bytes
+//! are asked for once more. On a full disk blocks are served without being kept.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
 
 use crate::background::Background;
 use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
+use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
+use crate::journal::{Journal, Origin};
+use crate::patience::{FetchError, Patience, Reachability, persist};
 use crate::plan::BaseBlock;
 use crate::readahead::Readahead;
+use crate::recorder::Recorder;
 use crate::segments::SegmentTable;
 
 /// A base and a way to complete it by one layout.
 pub(crate) struct BaseView {
     pub(crate) base: Arc<Base>,
     store: Arc<dyn ChunkStore>,
+    /// Which segments hold data: equal in every layout of the content.
     manifest: Arc<Manifest>,
-    maps: SegmentTable<Arc<SegmentMap>>,
+    layout: RwLock<Arc<Layout>>,
     chunks: Arc<ChunkCache>,
     background: Arc<Background>,
     pub(crate) readahead: Readahead,
     fetched_bytes: AtomicU64,
+    reachability: Arc<Reachability>,
+    patience: Mutex<Patience>,
+    /// Nobody waits any more.
+    is_given_up: AtomicBool,
+    /// The last failure that was logged: one that comes again and again is logged once.
+    told: Mutex<String>,
+    has_boot: AtomicBool,
+    boot: Mutex<Option<Arc<Boot>>>,
+    pub(crate) boot_counts: BootCounts,
+    pub(crate) recorder: Recorder,
+    pub(crate) journal: Journal,
+}
+
+/// How often one read follows the content to a new layout.
+const FOLLOWED_MAX: usize = 8;
+
+/// One way to read the content, with the maps that were loaded.
+struct Layout {
+    digest: LayoutDigest,
+    manifest: Arc<Manifest>,
+    maps: SegmentTable<Arc<SegmentMap>>,
+}
+
+impl Layout {
+    fn load(
+        base: &Base,
+        digest: LayoutDigest,
+        length: u64,
+        store: &dyn ChunkStore,
+    ) -> Result<Self> {
+        let manifest = store.manifest(digest)?;
+        if manifest.length() != length || manifest.content() != base.content() {
+            return Err(Error::new(Kind::Corrupt, "attach", base.content().to_string())
+                .because(format!("the manifest {digest} is that of another content")));
+        }
+        Ok(Layout { digest, manifest, maps: SegmentTable::new(length) })
+    }
 }
 
 /// Cuts a range of blocks of the disk at segments: segment, first and end block in it.
@@ -60,7 +109,8 @@ pub(crate) fn blocks_of(offset: u64, len: u64) -> Range<u64> {
 }
 
 impl BaseView {
-    /// Joins a base and the layout by which it is read.
+    /// Joins a base and the layout by which it is read: the one given, or where that is gone the one
+    /// that the content has now.
     ///
     /// # Errors
     /// `Corrupt` where the manifest is not that of the base's content; those of the store.
@@ -71,22 +121,113 @@ impl BaseView {
         store: Arc<dyn ChunkStore>,
         chunks: Arc<ChunkCache>,
         background: Arc<Background>,
+        reachability: Arc<Reachability>,
     ) -> Result<BaseView> {
-        let manifest = store.manifest(layout)?;
-        if manifest.length() != length || manifest.content() != base.content() {
-            return Err(Error::new(Kind::Corrupt, "attach", base.content().to_string())
-                .because(format!("the manifest {layout} is that of another content")));
-        }
+        let loaded = match Layout::load(&base, layout, length, &*store) {
+            Err(error) if error.kind() == Kind::NotFound => {
+                match store.current_layout(base.content())? {
+                    Some(now) if now != layout => Layout::load(&base, now, length, &*store)?,
+                    _ => return Err(error),
+                }
+            }
+            other => other?,
+        };
         Ok(BaseView {
             base,
             store,
-            maps: SegmentTable::new(length),
-            manifest,
+            manifest: loaded.manifest.clone(),
+            layout: RwLock::new(Arc::new(loaded)),
             chunks,
             background,
             readahead: Readahead::default(),
             fetched_bytes: AtomicU64::new(0),
+            reachability,
+            patience: Mutex::new(Patience::Limited(Duration::ZERO)),
+            is_given_up: AtomicBool::new(false),
+            told: Mutex::default(),
+            has_boot: AtomicBool::new(false),
+            boot: Mutex::default(),
+            boot_counts: BootCounts::default(),
+            recorder: Recorder::default(),
+            journal: Journal::new(),
         })
+    }
+
+    /// Says how long reads wait from now on; those that wait go on as they began.
+    pub(crate) fn set_patience(&self, patience: Patience) {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = patience;
+    }
+
+    /// Ends all waits for a store that cannot be reached, with its error.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::SeqCst);
+        self.reachability.wake_all();
+    }
+
+    /// Does work that may need the store, as patiently as was asked for.
+    fn persist<T>(&self, work: impl FnMut() -> Result<T, FetchError>) -> Result<T> {
+        let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = persist(patience, &self.reachability, &self.is_given_up, work);
+        done.inspect_err(|error| self.tell(error))
+    }
+
+    fn tell(&self, error: &Error) {
+        let text = error.chain();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if error.kind() != Kind::Full && *told != text {
+            tracing::error!(content = %self.base.content(), error = %text, "a read failed");
+            *told = text;
+        }
+    }
+
+    /// Asks the store; once more where the bytes came wrong.
+    fn ask<T>(&self, question: impl Fn(&dyn ChunkStore) -> Result<T>) -> Result<T, FetchError> {
+        let mut answer = question(&*self.store);
+        if let Err(error) = &answer
+            && error.kind() == Kind::Corrupt
+        {
+            tracing::warn!(error = %error.chain(), "wrong bytes came; asking once more");
+            answer = question(&*self.store);
+        }
+        self.reachability.note(&answer);
+        answer.map_err(FetchError::Store)
+    }
+
+    fn layout(&self) -> Arc<Layout> {
+        self.layout.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does what needs the store by the layout in use; where something of it is gone, by the one that
+    /// the content has now.
+    fn by_layout<T>(
+        &self,
+        work: impl Fn(&Layout) -> Result<T, FetchError>,
+    ) -> Result<T, FetchError> {
+        let mut layout = self.layout();
+        for _ in 0..FOLLOWED_MAX {
+            match work(&layout) {
+                Err(error) if error.kind() == Kind::NotFound => match self.follow(&layout)? {
+                    Some(newer) => layout = newer,
+                    None => return Err(error),
+                },
+                other => return other,
+            }
+        }
+        work(&layout)
+    }
+
+    /// The layout that the content has now, if it is another than `old`; in use from now on.
+    fn follow(&self, old: &Layout) -> Result<Option<Arc<Layout>>, FetchError> {
+        let in_use = self.layout();
+        if in_use.digest != old.digest {
+            return Ok(Some(in_use));
+        }
+        let now = self.ask(|store| store.current_layout(self.base.content()))?;
+        let Some(digest) = now.filter(|digest| *digest != old.digest) else { return Ok(None) };
+        let newer =
+            Arc::new(self.ask(|store| Layout::load(&self.base, digest, self.length(), store))?);
+        *self.layout.write().unwrap_or_else(PoisonError::into_inner) = newer.clone();
+        Ok(Some(newer))
     }
 
     /// Bytes of the disk.
@@ -115,22 +256,28 @@ impl BaseView {
     }
 
     /// The map of a segment, if it was loaded.
-    pub(crate) fn loaded_map(&self, segment: u32) -> Option<&Arc<SegmentMap>> {
-        self.maps.get(segment)
+    pub(crate) fn loaded_map(&self, segment: u32) -> Option<Arc<SegmentMap>> {
+        self.layout().maps.get(segment).cloned()
     }
 
-    /// The map of a segment that holds data. Its holes count as present from then on.
-    pub(crate) fn map(&self, segment: u32) -> Result<&Arc<SegmentMap>> {
+    /// The map of a segment, loaded now if it was not. Does not wait for a store that cannot be
+    /// reached.
+    pub(crate) fn segment_map(&self, segment: u32) -> Result<Arc<SegmentMap>> {
+        Ok(self.by_layout(|layout| self.map(layout, segment).cloned())?)
+    }
+
+    /// The map of a segment in one layout. Its holes count as present from then on.
+    fn map<'a>(&self, layout: &'a Layout, segment: u32) -> Result<&'a Arc<SegmentMap>, FetchError> {
         loop {
-            if let Some(map) = self.maps.get(segment) {
+            if let Some(map) = layout.maps.get(segment) {
                 return Ok(map);
             }
             let Some(_flight) = self.base.flights.board(FetchKey::Map(segment)) else { continue };
-            if self.maps.get(segment).is_some() {
+            if layout.maps.get(segment).is_some() {
                 continue;
             }
-            let map = match self.manifest.segment(segment) {
-                Some(entry) => self.store.segment_map(entry.map)?,
+            let map = match layout.manifest.segment(segment) {
+                Some(entry) => self.ask(|store| store.segment_map(entry.map))?,
                 None => Arc::default(),
             };
             let mut holes = PresentBits::none();
@@ -141,15 +288,25 @@ impl BaseView {
             }
             holes.add(at, model::block::blocks_in_segment(self.length(), segment).max(at));
             self.base.mark_present(segment, self.segment(segment), &holes);
-            self.maps.get_or_init(segment, || map);
+            layout.maps.get_or_init(segment, || map);
         }
     }
 
-    /// Brings blocks into the base. Waits for fetches.
+    /// Brings blocks into the base. Waits for fetches, and as long as the patience lasts for a store
+    /// that cannot be reached.
     ///
     /// # Errors
     /// Those of the store; `Full` where the base cannot grow: [`BaseView::read_past`] may do.
     pub(crate) fn ensure_present(&self, blocks: Range<u64>) -> Result<()> {
+        self.persist(|| self.bring(blocks.clone()))
+    }
+
+    /// The same for whom nobody waits: a store that cannot be reached is an error at once.
+    pub(crate) fn bring_ahead(&self, blocks: Range<u64>) -> Result<()> {
+        Ok(self.bring(blocks)?)
+    }
+
+    fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
         for (segment, range) in by_segment(blocks) {
             let bits = self.segment(segment);
             if bits.first_missing(range.start, range.end).is_none() {
@@ -159,20 +316,33 @@ impl BaseView {
             if bits.first_missing(range.start, range.end).is_none() {
                 continue;
             }
-            let map = self.map(segment)?;
-            while let Some(missing) = bits.first_missing(range.start, range.end) {
-                let chunk = self.run_at(map, segment, missing)?.chunk;
-                self.fetch(segment, bits, map, chunk)?;
-            }
+            self.by_layout(|layout| {
+                let map = self.map(layout, segment)?;
+                while let Some(missing) = bits.first_missing(range.start, range.end) {
+                    if self.bring_by_boot_set(segment, missing) {
+                        continue;
+                    }
+                    let chunk = self.run_at(map, segment, missing)?.chunk;
+                    self.fetch(segment, bits, map, chunk)?;
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }
 
     /// The run that holds a block which is no hole.
-    fn run_at<'a>(&self, map: &'a SegmentMap, segment: u32, block: u32) -> Result<&'a Run> {
+    fn run_at<'a>(
+        &self,
+        map: &'a SegmentMap,
+        segment: u32,
+        block: u32,
+    ) -> Result<&'a Run, FetchError> {
         map.runs_in(block, block + 1).first().ok_or_else(|| {
-            Error::new(Kind::Bug, "fetch", format!("block {block} of segment {segment}"))
-                .because("a hole counts as missing")
+            FetchError::Store(
+                Error::new(Kind::Bug, "fetch", format!("block {block} of segment {segment}"))
+                    .because("a hole counts as missing"),
+            )
         })
     }
 
@@ -183,7 +353,7 @@ impl BaseView {
         bits: &BaseSegment,
         map: &SegmentMap,
         digest: ChunkDigest,
-    ) -> Result<()> {
+    ) -> Result<(), FetchError> {
         let key = FetchKey::Chunk(segment, digest);
         let Some(_flight) = self.base.flights.board(key) else { return Ok(()) };
         let wanted: Vec<&Run> = map
@@ -195,29 +365,62 @@ impl BaseView {
         if wanted.is_empty() {
             return Ok(());
         }
+        let began = self.journal.now();
+        let first_block =
+            u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT) + u64::from(wanted[0].first_block);
         let chunk = self.chunk(digest)?;
         let mut added = PresentBits::none();
         let mut written = 0;
         for run in wanted {
-            let bytes = chunk.blocks(run.first_in_chunk, run.block_count)?;
+            let bytes =
+                chunk.blocks(run.first_in_chunk, run.block_count).map_err(FetchError::Store)?;
             let offset =
                 u64::from(segment) * SEGMENT_LEN + u64::from(run.first_block) * BLOCK_LEN as u64;
             self.base.data.write_all_at(bytes, offset).map_err(|error| {
-                Error::io("keep fetched blocks of", self.base.content().to_string(), error)
+                let subject = self.base.content().to_string();
+                FetchError::Disk(Error::io("keep fetched blocks of", subject, error))
             })?;
             added.add(run.first_block, run.end_block());
             written += bytes.len() as u64;
         }
         self.base.mark_present(segment, bits, &added);
-        if self.base.count_fetched(written) {
-            self.background.checkpoint(&self.base);
-        }
+        self.journal.fetched(began, Origin::Chunk, first_block, written);
+        self.count_kept(written);
         Ok(())
     }
 
-    fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk> {
+    /// Counts bytes that were written into the base; now and then a checkpoint is due.
+    pub(crate) fn count_kept(&self, len: u64) {
+        if self.base.count_fetched(len) {
+            self.background.checkpoint(&self.base);
+        }
+    }
+
+    /// The boot working set that is on its way.
+    pub(crate) fn boot(&self) -> Option<Arc<Boot>> {
+        match self.has_boot.load(Ordering::Acquire) {
+            true => self.boot.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            false => None,
+        }
+    }
+
+    pub(crate) fn use_boot(&self, boot: Option<Arc<Boot>>) {
+        let mut slot = self.boot.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_boot.store(boot.is_some(), Ordering::Release);
+        *slot = boot;
+    }
+
+    /// Reads pieces of a boot working set. Their blocks are not verified.
+    pub(crate) fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        let bytes = self.store.boot_pieces(pieces)?;
+        let len: usize = bytes.iter().map(Vec::len).sum();
+        self.fetched_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
         self.chunks.get_or_fetch(digest, || {
-            let chunk = self.store.chunk(digest)?;
+            let chunk = self.ask(|store| store.chunk(digest))?;
             self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
             Ok(chunk)
         })
@@ -233,13 +436,22 @@ impl BaseView {
             let from = (at % BLOCK_LEN as u64) as usize;
             let step = (BLOCK_LEN - from).min(buffer.len() - done);
             let piece = &mut buffer[done..done + step];
-            match self.map(segment)?.runs_in(block as u32, block as u32 + 1).first() {
+            let found = self.persist(|| {
+                self.by_layout(|layout| {
+                    match self.map(layout, segment)?.runs_in(block as u32, block as u32 + 1).first()
+                    {
+                        None => Ok(None),
+                        Some(run) => {
+                            let index = run.first_in_chunk + block as u32 - run.first_block;
+                            Ok(Some((self.chunk(run.chunk)?, index)))
+                        }
+                    }
+                })
+            })?;
+            match found {
                 None => piece.fill(0),
-                Some(run) => {
-                    let chunk = self.chunk(run.chunk)?;
-                    let bytes =
-                        chunk.blocks(run.first_in_chunk + block as u32 - run.first_block, 1)?;
-                    piece.copy_from_slice(&bytes[from..from + step]);
+                Some((chunk, index)) => {
+                    piece.copy_from_slice(&chunk.blocks(index, 1)?[from..from + step]);
                 }
             }
             done += step;

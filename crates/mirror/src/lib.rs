@@ -16,32 +16,42 @@
 //! | `base` | the local copy of a content and its presence |
 //! | `fetch` | how a base gets what it misses |
 //! | `chunks` | chunks that were used a moment ago |
+//! | [`patience`] | waiting for a store that cannot be reached |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
+//! | `boot`, `recorder` | bringing a boot working set; noting what one is |
+//! | [`journal`] | what was fetched and waited for |
 //! | `segments` | something kept for each touched segment |
 //!
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 
 mod background;
 mod base;
+mod boot;
 mod chunks;
 pub mod device;
 mod extents;
 mod fetch;
 mod flights;
 pub mod flush;
+pub mod journal;
 mod live;
 mod log;
 pub mod mirror;
 mod overlay;
+pub mod patience;
 mod plan;
 mod readahead;
+mod recorder;
 pub mod seal;
 mod segments;
 pub mod state_folder;
 pub mod view;
 
+pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
+pub use patience::{Outages, Patience, Reachability};
+pub use recorder::Recording;
 pub use seal::Sealed;
 pub use state_folder::{Binding, MirrorSummary, StateFolder};
 pub use view::ReadOnlyView;

@@ -30,14 +30,18 @@ use std::time::Duration;
 use env::{File, OpenMode};
 use format::mirror_log::{BLOCKS_PER_GROUP, DecodedLog, GroupStates, LogBinding, LogRecord, Place};
 use model::block::{LENGTH_MAX, block_count};
+use model::boot_set::{BootSet, FirstRead};
 use model::{BLOCK_LEN, Error, Kind, MirrorName, Result, VersionId};
 use store::ChunkStore;
 
 use crate::fetch::{BaseView, by_segment};
 use crate::flush::FlushGroup;
+use crate::journal::JournalEntries;
 use crate::live::LiveStates;
 use crate::log::{MirrorLog, read_log};
 use crate::overlay::{OverlaySegment, place_in};
+use crate::patience::Patience;
+use crate::recorder::Recording;
 use crate::segments::SegmentTable;
 use crate::state_folder::{Binding, MirrorSummary, StateFolder, binding_of, overlay_path};
 
@@ -96,6 +100,10 @@ pub struct Statistics {
     pub present_bytes: u64,
     /// Bytes of disk that the mirror and its base take.
     pub host_bytes: u64,
+    /// Plain bytes that a boot working set brought.
+    pub prefetched_bytes: u64,
+    /// Plain bytes of that set that the version does not have where the set says.
+    pub misfit_bytes: u64,
 }
 
 pub(crate) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -262,6 +270,18 @@ impl Mirror {
         state.discard(name)
     }
 
+    /// Says how long its reads wait for a store that cannot be reached, from now on. Without it they
+    /// fail at once.
+    pub fn set_patience(&self, patience: Patience) {
+        self.view.set_patience(patience);
+    }
+
+    /// Ends all waits for a store that cannot be reached, with its error, now and later: the mirror is
+    /// about to be closed.
+    pub fn give_up(&self) {
+        self.view.give_up();
+    }
+
     /// Its name.
     pub fn name(&self) -> &MirrorName {
         &self.name
@@ -293,6 +313,46 @@ impl Mirror {
         Ok(())
     }
 
+    /// Notes from now on which blocks of its version are read, in order of first use.
+    pub fn start_recording(&self) {
+        self.view.recorder.start();
+    }
+
+    /// How far a recording has come; `None` where none runs or nothing was read yet.
+    pub fn recording(&self) -> Option<Recording> {
+        self.view.recorder.progress()
+    }
+
+    /// Ends the recording. Returns what was read, in order.
+    pub fn stop_recording(&self) -> Vec<FirstRead> {
+        self.view.journal.forget_brought();
+        self.view.recorder.stop()
+    }
+
+    /// What was recorded so far, in order.
+    pub fn recorded(&self) -> Vec<FirstRead> {
+        self.view.recorder.reads()
+    }
+
+    /// What was fetched and waited for since it was opened.
+    pub fn journal(&self) -> JournalEntries {
+        self.view.journal.entries()
+    }
+
+    /// Plain bytes of these reads that a boot working set had brought.
+    pub fn brought_by_set(&self, reads: &[FirstRead]) -> u64 {
+        let blocks = |read: &FirstRead| {
+            read.first_block..read.first_block.saturating_add(read.block_count.into())
+        };
+        self.view.journal.used(reads.iter().flat_map(blocks)) * BLOCK_LEN as u64
+    }
+
+    /// Brings the blocks of a boot working set in the background, as far as the version has them.
+    /// Reads overtake it.
+    pub fn prefetch_boot_set(&self, set: Arc<BootSet>) {
+        self.view.prefetch_boot_set(set);
+    }
+
     /// Numbers about it. Cost: a walk over the states of touched segments, three `fstat`.
     pub fn statistics(&self) -> Statistics {
         let (mut dirty, mut data) = (0, 0);
@@ -308,6 +368,8 @@ impl Mirror {
             fetched_bytes: self.view.fetched_bytes(),
             present_bytes: self.view.base.present_bytes(),
             host_bytes: overlay + base + guard(&self.log).len(),
+            prefetched_bytes: self.view.boot_counts.brought.load(Ordering::Relaxed),
+            misfit_bytes: self.view.boot_counts.misfits.load(Ordering::Relaxed),
         }
     }
 

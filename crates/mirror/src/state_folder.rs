@@ -24,6 +24,7 @@ use crate::fetch::BaseView;
 use crate::live::LiveStates;
 use crate::log::{log_path, read_log};
 use crate::mirror::restore_states;
+use crate::patience::Reachability;
 
 const LOCK_LEN_MAX: u64 = 64;
 
@@ -72,6 +73,7 @@ struct Shared {
     bases: Mutex<HashMap<ContentDigest, Weak<Base>>>,
     chunks: Arc<ChunkCache>,
     background: Arc<Background>,
+    reachability: Arc<Reachability>,
 }
 
 impl StateFolder {
@@ -97,8 +99,38 @@ impl StateFolder {
             bases: Mutex::default(),
             chunks: Arc::new(ChunkCache::new()),
             background: Arc::new(background),
+            reachability: Arc::default(),
         };
         StateFolder { shared: Arc::new(shared) }
+    }
+
+    /// Whether the stores that mirrors of this folder read from answer.
+    pub fn reachability(&self) -> Arc<Reachability> {
+        self.shared.reachability.clone()
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Bytes of this host's disk that the bases of this folder take. Cost: one `fstat` for each.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn base_bytes(&self) -> Result<u64> {
+        let folder = self.shared.path.join("bases");
+        let failed = |error| Error::io("measure the bases in", folder.display().to_string(), error);
+        if !self.file_system().exists(&folder).map_err(failed)? {
+            return Ok(0);
+        }
+        let mut sum = 0;
+        for base in self.file_system().list(&folder).map_err(failed)? {
+            // One that is being made has no bytes yet.
+            let data = self.file_system().open(&folder.join(base).join("data"), OpenMode::Read);
+            sum += data.and_then(|file| file.allocated_bytes()).unwrap_or(0);
+        }
+        Ok(sum)
     }
 
     /// The names of all mirrors, ascending.
@@ -245,7 +277,8 @@ impl StateFolder {
             }
         };
         let (chunks, background) = (self.shared.chunks.clone(), self.shared.background.clone());
-        BaseView::new(base, layout, length, store, chunks, background).map(Arc::new)
+        let reachability = self.shared.reachability.clone();
+        BaseView::new(base, layout, length, store, chunks, background, reachability).map(Arc::new)
     }
 }
 

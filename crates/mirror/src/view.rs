@@ -10,6 +10,7 @@ use model::{BLOCK_LEN, Error, Kind, Result};
 use store::ChunkStore;
 
 use crate::fetch::{BaseView, blocks_of, by_segment};
+use crate::patience::Patience;
 use crate::plan::{BaseBlock, Source, next_piece, source_of};
 use crate::state_folder::{Binding, StateFolder};
 
@@ -37,6 +38,17 @@ impl ReadOnlyView {
     /// Plain bytes of the chunks that were fetched since it was opened.
     pub fn fetched_bytes(&self) -> u64 {
         self.view.fetched_bytes()
+    }
+
+    /// Says how long its reads wait for a store that cannot be reached, from now on. Without it they
+    /// fail at once.
+    pub fn set_patience(&self, patience: Patience) {
+        self.view.set_patience(patience);
+    }
+
+    /// Ends all waits for a store that cannot be reached, with its error, now and later.
+    pub fn give_up(&self) {
+        self.view.give_up();
     }
 
     /// Makes what was fetched survive power loss. Not needed for anything but that.

@@ -8,8 +8,11 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use env::simulated::SimulatedFileSystem;
 use mirror::StateFolder;
+use model::boot_set::BootPiece;
 use model::device::Device;
-use model::{ChunkDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
+use model::{
+    ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap,
+};
 use store::{Chunk, ChunkStore, MemoryChunkStore};
 use support::*;
 
@@ -50,6 +53,10 @@ impl FaultyStore {
 }
 
 impl ChunkStore for FaultyStore {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.inner.current_layout(content)
+    }
+
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         self.inner.manifest(layout)
     }
@@ -81,6 +88,10 @@ impl ChunkStore for FaultyStore {
                 Err(Error::new(Kind::Unavailable, "fetch the chunk", chunk.to_string()))
             }
         }
+    }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        self.inner.boot_pieces(pieces)
     }
 }
 

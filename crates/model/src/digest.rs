@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::block::BLOCK_LEN;
+use crate::block_hashing::{BLOCKS_AT_ONCE, digests_of};
 use crate::{Error, Kind};
 
 /// Bytes of every digest.
@@ -84,13 +86,27 @@ impl BlockDigest {
 
     /// Hashes one block. Shorter input is padded with zeros to a whole block.
     pub fn of(block: &[u8]) -> Self {
-        debug_assert!(block.len() <= crate::block::BLOCK_LEN);
-        if block.len() == crate::block::BLOCK_LEN {
+        debug_assert!(block.len() <= BLOCK_LEN);
+        if block.len() == BLOCK_LEN {
             return BlockDigest(*blake3::hash(block).as_bytes());
         }
-        let mut padded = [0; crate::block::BLOCK_LEN];
+        let mut padded = [0; BLOCK_LEN];
         padded[..block.len()].copy_from_slice(block);
         BlockDigest(*blake3::hash(&padded).as_bytes())
+    }
+
+    /// Hashes the whole blocks that `bytes` consists of, in about half the time of one by one.
+    ///
+    /// Shape: bytes.len() == digests.len() * BLOCK_LEN
+    pub fn of_each(bytes: &[u8], digests: &mut [BlockDigest]) {
+        let (blocks, rest) = bytes.as_chunks::<BLOCK_LEN>();
+        assert!(rest.is_empty() && blocks.len() == digests.len());
+        let together = blocks.chunks(BLOCKS_AT_ONCE).zip(digests.chunks_mut(BLOCKS_AT_ONCE));
+        for (blocks, digests) in together {
+            let mut found = [&[0; BLOCK_LEN]; BLOCKS_AT_ONCE];
+            found.iter_mut().zip(blocks).for_each(|(found, block)| *found = block);
+            digests_of(&found[..blocks.len()], digests);
+        }
     }
 
     /// True for one block digest in 64, chosen by its first byte: the blocks that the bounded
@@ -139,11 +155,19 @@ impl ContentDigest {
 
 fn hash_of_digests(blocks: &[BlockDigest]) -> [u8; DIGEST_LEN] {
     let mut hasher = blake3::Hasher::new();
-    for block in blocks {
-        hasher.update(&block.0);
+    // In long pieces, which the crate hashes several lanes at a time.
+    let mut piece = [0; DIGESTS_AT_ONCE * DIGEST_LEN];
+    for blocks in blocks.chunks(DIGESTS_AT_ONCE) {
+        for (to, block) in piece.as_chunks_mut().0.iter_mut().zip(blocks) {
+            *to = block.0;
+        }
+        hasher.update(&piece[..blocks.len() * DIGEST_LEN]);
     }
     *hasher.finalize().as_bytes()
 }
+
+/// How many digests are handed on to be hashed together: 16 KiB, and most chunks' all.
+const DIGESTS_AT_ONCE: usize = 512;
 
 fn parse_hex(text: &str) -> Option<[u8; DIGEST_LEN]> {
     if text.len() != 2 * DIGEST_LEN || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -169,8 +193,29 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_hashed_together_as_one_by_one() {
+        for count in [0, 1, 15, 16, 17, 40] {
+            let mut bytes = vec![0; count * BLOCK_LEN];
+            blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+            let mut digests = vec![BlockDigest::HOLE; count];
+            BlockDigest::of_each(&bytes, &mut digests);
+            assert!(digests.into_iter().eq(bytes.chunks(BLOCK_LEN).map(BlockDigest::of)));
+        }
+    }
+
+    #[test]
+    fn many_digests_are_hashed_as_their_bytes_are() {
+        for count in [0, 1, DIGESTS_AT_ONCE, 2 * DIGESTS_AT_ONCE + 3] {
+            let digests: Vec<_> =
+                (0..count).map(|number| BlockDigest::of(&number.to_le_bytes())).collect();
+            let bytes: Vec<u8> = digests.iter().flat_map(|digest| digest.0).collect();
+            assert_eq!(SegmentDigest::of(&digests).0, *blake3::hash(&bytes).as_bytes());
+        }
+    }
+
+    #[test]
     fn a_short_block_is_padded_with_zeros() {
-        let mut whole = vec![0; crate::BLOCK_LEN];
+        let mut whole = vec![0; BLOCK_LEN];
         whole[0] = 7;
         assert_eq!(BlockDigest::of(&[7]), BlockDigest::of(&whole));
     }

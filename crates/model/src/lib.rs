@@ -5,9 +5,11 @@
 //! | [`block`] | blocks, block ranges, segments: how a disk's address space is cut |
 //! | [`digest`] | the digests that name blocks, chunks, maps, layouts and contents |
 //! | [`name`] | names of images, tags, mirrors, realms, labels |
+//! | [`names`] | all names of a repository as one value; what a publication tells of itself |
 //! | [`mod@reference`] | `image`, `image@version`, `image:tag` |
 //! | [`map`] | segment maps: which chunk each block of a segment lies in |
 //! | [`manifest`] | the root of a version's layout |
+//! | [`boot_set`] | the blocks that a guest reads from power-on to ready |
 //! | [`device`] | what a door serves: a disk that is read, written, trimmed and flushed |
 //! | [`source`] | what an import reads and what an export writes |
 //! | [`changes`] | a sealed overlay, on its way to become a version |
@@ -17,6 +19,8 @@
 //! **Not here**: any I/O, any byte layout.
 
 pub mod block;
+mod block_hashing;
+pub mod boot_set;
 pub mod changes;
 pub mod device;
 pub mod digest;
@@ -24,6 +28,7 @@ pub mod error;
 pub mod manifest;
 pub mod map;
 pub mod name;
+pub mod names;
 pub mod progress;
 pub mod reference;
 pub mod source;
@@ -34,4 +39,5 @@ pub use error::{Error, Kind, Result};
 pub use manifest::{Manifest, SegmentEntry, VersionKind};
 pub use map::{Run, SegmentMap};
 pub use name::{ImageName, MirrorName, Realm, TagName};
+pub use names::{NamedHold, NamedImage, NamedVersion, Names, PublicationRecord};
 pub use reference::{Reference, Selector, VersionId, VersionNumber};

@@ -8,14 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use catalog::{Catalog, EntryDigest, Location};
+use format::boot_set::decode_boot_set;
 use format::entry::{Encoding, EntryKind, decode};
-use format::manifest::{decode_manifest, decode_manifest_root};
-use format::segment_map::{decode_segment_map, map_digest};
+use format::manifest::{ManifestRoot, decode_manifest, decode_manifest_root};
+use format::segment_map::decode_segment_map;
+use model::boot_set::{BootPiece, BootSet};
 use model::{
-    ChunkDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result, SegmentMap,
+    ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Realm, Result,
+    SegmentMap,
 };
 use quick_cache::sync::Cache;
+use rayon::prelude::*;
 use store::{Chunk, ChunkStore, PackName, PackStore};
+
+use crate::touched;
 
 /// How many places are kept in memory: at most some 30 MB, enough for 32 GiB of chunks.
 pub const LOCATIONS_MAX: usize = 1 << 17;
@@ -25,8 +31,10 @@ pub struct RepositoryChunks {
     catalog: Arc<dyn Catalog>,
     packs: Arc<dyn PackStore>,
     realm: Realm,
-    places: Cache<EntryDigest, Arc<Location>>,
+    places: Arc<Cache<EntryDigest, Arc<Location>>>,
     read_len: AtomicU64,
+    /// Whether an error about what is damaged says which versions it touches.
+    names_versions: bool,
 }
 
 impl RepositoryChunks {
@@ -36,9 +44,28 @@ impl RepositoryChunks {
             catalog,
             packs,
             realm,
-            places: Cache::new(LOCATIONS_MAX),
+            places: Arc::new(Cache::new(LOCATIONS_MAX)),
             read_len: AtomicU64::new(0),
+            names_versions: true,
         }
+    }
+
+    /// Another reader of the same repository, which shares all but the count of what it reads.
+    pub fn another(&self) -> Self {
+        RepositoryChunks {
+            catalog: self.catalog.clone(),
+            packs: self.packs.clone(),
+            realm: self.realm.clone(),
+            places: self.places.clone(),
+            read_len: AtomicU64::new(0),
+            names_versions: self.names_versions,
+        }
+    }
+
+    /// The same, but errors do not say which versions they touch: for whoever asks that himself.
+    #[must_use]
+    pub(crate) fn without_versions(self) -> Self {
+        RepositoryChunks { names_versions: false, ..self }
     }
 
     /// Stored bytes that were read from packs so far.
@@ -46,22 +73,45 @@ impl RepositoryChunks {
         self.read_len.load(Ordering::Relaxed)
     }
 
-    fn entry(&self, what: &'static str, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+    /// An entry, as `take` accepts its bytes: it compares their digest. Where the place that is known
+    /// does not hold it, or no longer, it is looked up once more.
+    fn entry<T>(
+        &self,
+        what: &'static str,
+        kind: EntryKind,
+        digest: EntryDigest,
+        take: impl Fn(Vec<u8>) -> Result<T>,
+    ) -> Result<T> {
         let place = match self.places.get(&digest) {
             Some(place) => place,
             None => self.look_up(what, digest)?,
         };
-        match self.read_at(what, kind, &place) {
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => {
+        let read = |place: &Location| self.read_at(what, kind, place).and_then(&take);
+        let is_damage = |error: &Error| matches!(error.kind(), Kind::NotFound | Kind::Corrupt);
+        match read(&place) {
+            Err(error) if is_damage(&error) => {
                 self.places.remove(&digest);
                 let again = self.look_up(what, digest)?;
-                match again == place {
-                    true => Err(error),
-                    false => self.read_at(what, kind, &again),
-                }
+                let error = match again == place {
+                    true => error,
+                    false => match read(&again) {
+                        Err(error) if is_damage(&error) => error,
+                        other => return other,
+                    },
+                };
+                Err(self.with_versions(digest, error))
             }
             other => other,
         }
+    }
+
+    /// An entry that is named by the BLAKE3 of its bytes.
+    fn hashed(&self, what: &'static str, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+        self.entry(what, kind, digest, |bytes| match *blake3::hash(&bytes).as_bytes() == digest {
+            true => Ok(bytes),
+            false => Err(Error::new(Kind::Corrupt, what, hex(&digest))
+                .because("its bytes have another digest")),
+        })
     }
 
     fn look_up(&self, what: &'static str, digest: EntryDigest) -> Result<Arc<Location>> {
@@ -69,6 +119,7 @@ impl RepositoryChunks {
         let place = Arc::new(found.ok_or_else(|| {
             Error::new(Kind::NotFound, what, hex(&digest))
                 .because("the repository does not have it")
+                .hint("`larder scrub` says what is missing and which versions that touches")
         })?);
         self.places.insert(digest, place.clone());
         Ok(place)
@@ -78,10 +129,7 @@ impl RepositoryChunks {
     /// the caller, who knows how it is made.
     fn read_at(&self, what: &'static str, kind: EntryKind, place: &Location) -> Result<Vec<u8>> {
         let entry = &place.entry;
-        let damaged = |reason: &str| {
-            Error::new(Kind::Corrupt, what, hex(&entry.digest))
-                .because(format!("{reason} (pack {})", place.pack_name))
-        };
+        let damaged = |reason: &str| damaged(what, place, reason);
         if entry.kind != kind as u8 {
             return Err(damaged("the catalog says that it is something else"));
         }
@@ -98,13 +146,72 @@ impl RepositoryChunks {
         }
     }
 
-    fn check(what: &'static str, found: EntryDigest, wanted: EntryDigest) -> Result<()> {
-        match found == wanted {
-            true => Ok(()),
-            false => Err(Error::new(Kind::Corrupt, what, hex(&wanted))
-                .because("its bytes have another digest")
-                .hint("`larder scrub` names what is damaged")),
+    /// An error about an entry, with the versions that refer to it, as far as they are found quickly.
+    fn with_versions(&self, digest: EntryDigest, error: Error) -> Error {
+        match self.names_versions {
+            true => touched::with_versions(&*self.catalog, self, digest, error),
+            false => error,
         }
+    }
+
+    /// Reads an entry and checks its digest, without asking whom damage touches: for whoever asks
+    /// that himself.
+    pub(crate) fn entry_alone(&self, kind: EntryKind, digest: EntryDigest) -> Result<Vec<u8>> {
+        let what = "read";
+        let place = self.look_up(what, digest)?;
+        let bytes = self.read_at(what, kind, &place)?;
+        match *blake3::hash(&bytes).as_bytes() == digest {
+            true => Ok(bytes),
+            false => Err(Error::new(Kind::Corrupt, what, hex(&digest))),
+        }
+    }
+
+    /// The manifest of a layout, and the digests of its leaves.
+    pub(crate) fn manifest_with_leaves(
+        &self,
+        layout: LayoutDigest,
+    ) -> Result<(Manifest, Vec<EntryDigest>)> {
+        let root = self.manifest_root(layout)?;
+        let digests: Vec<EntryDigest> = root.leaves.iter().map(|(_, digest)| *digest).collect();
+        let leaves = digests.iter().map(|digest| self.leaf(*digest)).collect::<Result<Vec<_>>>()?;
+        Ok((decode_manifest(&root, &leaves)?, digests))
+    }
+
+    /// The map of a segment, without a look at where its chunks lie.
+    pub(crate) fn map_alone(&self, map: MapDigest) -> Result<SegmentMap> {
+        let bytes = self.hashed("read the segment map", EntryKind::SegmentMap, map.0)?;
+        Ok(decode_segment_map(&bytes)?)
+    }
+
+    /// The boot working set of a digest.
+    pub fn boot_set(&self, digest: EntryDigest) -> Result<BootSet> {
+        let bytes = self.hashed("read the boot working set", EntryKind::BootSet, digest)?;
+        Ok(decode_boot_set(&bytes)?)
+    }
+
+    /// Reads and unpacks boot pieces that lie one behind the other in one pack.
+    fn read_together(&self, places: &[Location]) -> Result<Vec<Vec<u8>>> {
+        let what = "read the boot piece";
+        let (Some(first), Some(last)) = (places.first(), places.last()) else {
+            return Ok(Vec::new());
+        };
+        let end = last.entry.offset + u64::from(last.entry.stored_len);
+        let len = (end - first.entry.offset) as usize;
+        let stored = self.packs.read(&PackName::new(&first.pack_name)?, first.entry.offset, len)?;
+        self.read_len.fetch_add(len as u64, Ordering::Relaxed);
+        let unpack = |place: &Location| {
+            let entry = &place.entry;
+            let from = (entry.offset - first.entry.offset) as usize;
+            let stored = &stored[from..from + entry.stored_len as usize];
+            if entry.kind != EntryKind::BootPiece as u8 {
+                return Err(damaged(what, place, "the catalog says that it is something else"));
+            }
+            let encoding = Encoding::try_from(entry.encoding)
+                .map_err(|_| damaged(what, place, "unknown encoding"))?;
+            decode(encoding, stored, entry.plain_len)
+                .map_err(|error| damaged(what, place, &error.to_string()))
+        };
+        places.par_iter().map(unpack).collect()
     }
 
     fn look_up_chunks_of(&self, map: &SegmentMap) -> Result<()> {
@@ -118,33 +225,72 @@ impl RepositoryChunks {
     }
 }
 
-impl ChunkStore for RepositoryChunks {
-    fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
+impl RepositoryChunks {
+    /// The root of a manifest: which leaves it has.
+    pub(crate) fn manifest_root(&self, layout: LayoutDigest) -> Result<ManifestRoot> {
         let what = "read the manifest";
-        let bytes = self.entry(what, EntryKind::Manifest, layout.0)?;
-        Self::check(what, *blake3::hash(&bytes).as_bytes(), layout.0)?;
-        let root = decode_manifest_root(&bytes)?;
-        let leaves = root
-            .leaves
-            .iter()
-            .map(|(_, digest)| self.entry("read the manifest", EntryKind::ManifestLeaf, *digest))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Arc::new(decode_manifest(&root, &leaves)?))
+        Ok(decode_manifest_root(&self.hashed(what, EntryKind::Manifest, layout.0)?)?)
+    }
+
+    /// The bytes of a manifest's leaf, verified.
+    pub(crate) fn leaf(&self, digest: EntryDigest) -> Result<Vec<u8>> {
+        self.hashed("read the manifest leaf", EntryKind::ManifestLeaf, digest)
+    }
+}
+
+impl ChunkStore for RepositoryChunks {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        self.catalog.layout_of(content)
+    }
+
+    fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
+        Ok(Arc::new(self.manifest_with_leaves(layout)?.0))
     }
 
     fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>> {
-        let what = "read the segment map";
-        let bytes = self.entry(what, EntryKind::SegmentMap, map.0)?;
-        Self::check(what, map_digest(&bytes).0, map.0)?;
-        let map = Arc::new(decode_segment_map(&bytes)?);
+        let map = Arc::new(self.map_alone(map)?);
         self.look_up_chunks_of(&map)?;
         Ok(map)
     }
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        let plain = self.entry("read the chunk", EntryKind::Chunk, chunk.0)?;
-        Chunk::verify(chunk, plain)
+        let what = "read the chunk";
+        self.entry(what, EntryKind::Chunk, chunk.0, |plain| Chunk::verify(chunk, plain))
     }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        let what = "read the boot piece";
+        let digests: Vec<EntryDigest> = pieces.iter().map(|piece| piece.digest).collect();
+        let places = self.catalog.locate(&self.realm, &digests)?;
+        let places: Vec<Location> = places
+            .into_iter()
+            .zip(pieces)
+            .map(|(place, piece)| {
+                place.ok_or_else(|| {
+                    Error::new(Kind::NotFound, what, hex(&piece.digest))
+                        .because("the repository does not have it")
+                })
+            })
+            .collect::<Result<_>>()?;
+        let mut bytes = Vec::with_capacity(pieces.len());
+        for together in places.chunk_by(lies_behind) {
+            for stored in self.read_together(together)? {
+                bytes.push(stored);
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// True where an entry starts where the one before it ends.
+fn lies_behind(first: &Location, second: &Location) -> bool {
+    let end = first.entry.offset + u64::from(first.entry.stored_len);
+    first.pack == second.pack && end == second.entry.offset
+}
+
+fn damaged(what: &'static str, place: &Location, reason: &str) -> Error {
+    Error::new(Kind::Corrupt, what, hex(&place.entry.digest))
+        .because(format!("{reason} (pack {})", place.pack_name))
 }
 
 fn hex(digest: &EntryDigest) -> String {

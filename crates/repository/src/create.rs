@@ -3,9 +3,9 @@
 use model::block::LENGTH_MAX;
 use model::{Error, ImageName, Kind, Result, VersionKind};
 
-use catalog::{Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, Publication, VersionFacts, VersionRecord};
 
-use crate::layout::{Layout, Plan};
+use crate::layout::{LaidOut, Layout, Plan};
 use crate::repository::Repository;
 
 impl Repository {
@@ -21,23 +21,28 @@ impl Repository {
         let lease = self.begin_lease()?;
         let no_segment = |_| Err(Error::new(Kind::Bug, "create", "a segment"));
         let plan = Plan { kind: VersionKind::Disk, kept: Vec::new(), draft: Box::new(no_segment) };
-        let laid_out = Layout::new(self, self.destination(&lease), plan).finish(length)?;
+        let facts = |laid_out: &LaidOut| VersionFacts {
+            kind: VersionKind::Disk,
+            length,
+            data_len: 0,
+            content: laid_out.content,
+            layout: laid_out.layout,
+            parent: None,
+            origin: "create".to_string(),
+        };
+        let layout = Layout::new(self, self.destination(&lease), plan);
+        let (laid_out, record) = layout.finish_with_record(length, |laid_out| {
+            self.record_of(image, &facts(laid_out)).map(Some)
+        })?;
         self.publish(
             lease,
             &Publication {
                 image: image.clone(),
-                facts: VersionFacts {
-                    kind: VersionKind::Disk,
-                    length,
-                    data_len: 0,
-                    content: laid_out.content,
-                    layout: laid_out.layout,
-                    parent: None,
-                    origin: "create".to_string(),
-                },
-                packs: laid_out.used,
+                facts: facts(&laid_out),
+                based_on: None,
                 tag: None,
-                image_must_be_new: true,
+                condition: Condition::NewImage,
+                record,
             },
         )
     }

@@ -8,12 +8,15 @@ use chunking::SegmentDraft;
 use model::block::{LENGTH_MAX, blocks_in_segment};
 use model::progress::{Cancel, Progress};
 use model::source::DiskSource;
-use model::{BLOCK_LEN, ContentDigest, Error, ImageName, Kind, Result, TagName, VersionKind};
+use model::{
+    BLOCK_LEN, ContentDigest, Error, ImageName, Kind, NamedVersion, PublicationRecord, Reference,
+    Result, Selector, TagName, VersionKind, VersionNumber,
+};
 
-use catalog::{Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, LeaseId, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{LaidOut, Layout, Plan};
-use crate::lease::Lease;
+use crate::lease::{COLLECT_TIME_TO_LIVE, Lease, Purpose};
 use crate::packer::Destination;
 use crate::repository::Repository;
 use crate::windows::{self, ImportWindows};
@@ -85,9 +88,7 @@ impl Repository {
             return Err(Error::new(Kind::Invalid, "import", &request.origin)
                 .because(format!("it has {length} bytes; the most is {LENGTH_MAX}")));
         }
-        let laid_out = layout.finish(length)?;
-        request.cancel.check("import", &request.origin)?;
-        let facts = VersionFacts {
+        let facts = |laid_out: &LaidOut| VersionFacts {
             kind: request.kind,
             length,
             data_len: laid_out.data_block_count * BLOCK_LEN as u64,
@@ -96,14 +97,20 @@ impl Repository {
             parent: None,
             origin: request.origin.clone(),
         };
+        let (laid_out, record) = layout.finish_with_record(length, |laid_out| {
+            self.record_of(&request.image, &facts(laid_out)).map(Some)
+        })?;
+        request.cancel.check("import", &request.origin)?;
+        let facts = facts(&laid_out);
         let version = self.publish(
             lease,
             &Publication {
                 image: request.image.clone(),
                 facts,
-                packs: laid_out.used.clone(),
+                based_on: None,
                 tag: request.tag.clone(),
-                image_must_be_new: false,
+                condition: Condition::Any,
+                record,
             },
         )?;
         self.imported(version, &laid_out, catalog_len)
@@ -125,18 +132,30 @@ impl Repository {
     }
 
     pub(crate) fn begin_lease(&self) -> Result<Lease> {
-        let lease = Lease::begin(self.catalog.clone(), self.packs.clone())?;
+        let lease = self.begin_lease_for(Purpose::Work)?;
         self.lists.forget_removed()?;
         Ok(lease)
     }
 
+    pub(crate) fn begin_lease_for(&self, purpose: Purpose) -> Result<Lease> {
+        let time = match purpose {
+            Purpose::Work => self.lease_time,
+            Purpose::Collect => self.lease_time.min(COLLECT_TIME_TO_LIVE),
+        };
+        Lease::begin(purpose, self.catalog.clone(), self.packs.clone(), time)
+    }
+
     pub(crate) fn destination(&self, lease: &Lease) -> Destination {
+        self.destination_of(lease.id())
+    }
+
+    pub(crate) fn destination_of(&self, lease: LeaseId) -> Destination {
         Destination {
             catalog: self.catalog.clone(),
             packs: self.packs.clone(),
             entropy: self.entropy.clone(),
             realm: self.realm.clone(),
-            lease: lease.id(),
+            lease,
             compression_level: self.settings.compression_level,
         }
     }
@@ -144,6 +163,35 @@ impl Repository {
     pub(crate) fn publish(&self, lease: Lease, publication: &Publication) -> Result<VersionRecord> {
         let version = self.catalog.publish(lease.id(), publication)?;
         lease.ended();
+        self.export_names_if_old();
         Ok(version)
+    }
+
+    /// What a publication tells of itself: all but its number, which only its transaction knows.
+    pub(crate) fn record_of(
+        &self,
+        image: &ImageName,
+        facts: &VersionFacts,
+    ) -> Result<PublicationRecord> {
+        let latest = Reference { image: image.clone(), selector: Selector::Latest };
+        let number = match self.catalog.version(&latest) {
+            Ok(latest) => VersionNumber::new(latest.latest.get() + 1).unwrap_or(latest.latest),
+            Err(error) if error.kind() == Kind::NotFound => VersionNumber::FIRST,
+            Err(error) => return Err(error),
+        };
+        let version = NamedVersion {
+            number,
+            kind: facts.kind,
+            length: facts.length,
+            data_len: facts.data_len,
+            content: facts.content,
+            layout: facts.layout,
+            parent: facts.parent.clone(),
+            origin: facts.origin.clone(),
+            created_micros: self.clock.now().0,
+            record: None,
+            attach_count: 0,
+        };
+        Ok(PublicationRecord { realm: self.realm.clone(), image: image.clone(), version })
     }
 }

@@ -5,16 +5,17 @@
 
 use std::collections::HashSet;
 
-use catalog::PackId;
+use catalog::{EntryDigest, LeaseId};
 use chunking::{ChunkRef, OpenChunk, PendingSegment, SealedChunk, SegmentDraft};
 use format::entry::EntryKind;
 use format::manifest::encode_manifest;
+use format::record::{encode_record, record_digest};
 use format::segment_map::{encode_segment_map, map_digest};
 use model::block::blocks_in_segment;
 use model::digest::DIGEST_LEN;
 use model::{
-    BLOCK_LEN, BlockDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, Result,
-    SegmentEntry, VersionKind,
+    BLOCK_LEN, BlockDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, PublicationRecord,
+    Result, SegmentEntry, VersionKind,
 };
 
 use crate::duplicates::Duplicates;
@@ -48,8 +49,17 @@ pub struct LaidOut {
     pub new_block_count: u64,
     /// Packs written.
     pub written: Written,
-    /// Packs that others put and this layout refers to.
-    pub used: Vec<PackId>,
+}
+
+/// Segments without a version that they belong to.
+#[derive(Clone, Debug)]
+pub struct LaidOutSegments {
+    /// The segments that were laid out and hold data, ascending, and how many of their blocks do.
+    pub segments: Vec<(SegmentEntry, u64)>,
+    /// Blocks that the repository did not have.
+    pub new_block_count: u64,
+    /// Packs written.
+    pub written: Written,
 }
 
 /// Lays out one version.
@@ -60,8 +70,8 @@ pub struct Layout<'a> {
     packer: Packer,
     draft: Option<SegmentDraft>,
     pending: Vec<PendingSegment>,
-    entries: Vec<SegmentEntry>,
-    known_packs: HashSet<PackId>,
+    entries: Vec<(SegmentEntry, u64)>,
+    lease: LeaseId,
     written_maps: HashSet<[u8; DIGEST_LEN]>,
     pack_data_len: u64,
     data_block_count: u64,
@@ -72,10 +82,12 @@ impl<'a> Layout<'a> {
     /// Starts a layout whose packs go to `destination`.
     pub fn new(repository: &'a Repository, destination: Destination, plan: Plan<'a>) -> Self {
         let open = OpenChunk::new(repository.settings.chunk_size());
+        let lease = destination.lease;
         let duplicates = Duplicates::new(
             repository.catalog.clone(),
             repository.lists.clone(),
             repository.realm.clone(),
+            lease,
             open,
         );
         Layout {
@@ -86,7 +98,7 @@ impl<'a> Layout<'a> {
             draft: None,
             pending: Vec::new(),
             entries: Vec::new(),
-            known_packs: HashSet::new(),
+            lease,
             written_maps: HashSet::new(),
             pack_data_len: 0,
             data_block_count: 0,
@@ -130,7 +142,7 @@ impl<'a> Layout<'a> {
             self.draft_of(segment)?.set_hole(in_segment);
             return Ok(());
         }
-        let (chunk, index) = match self.duplicates.find(digest) {
+        let (chunk, index) = match self.duplicates.find(digest)? {
             Some(found) => found,
             None => {
                 if self.duplicates.open.is_full() {
@@ -193,7 +205,7 @@ impl<'a> Layout<'a> {
             self.put_unknown(EntryKind::SegmentMap, digest.0, bytes)?;
             let entry =
                 SegmentEntry { segment: pending.segment, content: pending.content, map: digest };
-            self.entries.push(entry);
+            self.entries.push((entry, pending.data_block_count));
         }
         Ok(())
     }
@@ -208,26 +220,33 @@ impl<'a> Layout<'a> {
         if !self.written_maps.insert(digest) {
             return Ok(());
         }
-        let known = self.repository.catalog.locate(&self.repository.realm, &[digest])?;
-        match known.into_iter().next().flatten() {
-            Some(location) => {
-                self.known_packs.insert(location.pack);
-                Ok(())
-            }
-            None => self.packer.push(Entry { kind, digest, plain, blocks: Vec::new() }),
+        let Repository { catalog, realm, .. } = self.repository;
+        match catalog.claim(self.lease, realm, &[digest])?.first() {
+            Some(Some(_)) => Ok(()),
+            _ => self.packer.push(Entry { kind, digest, plain, blocks: Vec::new() }),
         }
     }
 
     /// Ends the layout at `length` bytes: everything it refers to is durable when this returns.
-    pub fn finish(mut self, length: u64) -> Result<LaidOut> {
+    #[allow(dead_code, reason = "whoever lays a version out anew publishes nothing")]
+    pub fn finish(self, length: u64) -> Result<LaidOut> {
+        self.finish_with_record(length, |_| Ok(None)).map(|(laid_out, _)| laid_out)
+    }
+
+    /// As [`Layout::finish`], with an entry that tells of the publication beside the manifest;
+    /// returns its digest, too. `record` is told what came out, but for the packs.
+    pub fn finish_with_record(
+        mut self,
+        length: u64,
+        record: impl FnOnce(&LaidOut) -> Result<Option<PublicationRecord>>,
+    ) -> Result<(LaidOut, Option<EntryDigest>)> {
         // Only the last segment can be longer than the disk: that of a stream without a known end.
         if let Some(draft) = &mut self.draft {
             draft.truncate(blocks_in_segment(length, draft.segment()));
         }
-        self.end_segment()?;
-        self.seal_chunk()?;
-        self.write_maps()?;
-        let mut segments = std::mem::take(&mut self.entries);
+        self.end_segments()?;
+        let mut segments: Vec<SegmentEntry> =
+            self.entries.iter().map(|(entry, _)| *entry).collect();
         segments.append(&mut self.plan.kept);
         segments.sort_unstable_by_key(|entry| entry.segment);
         let manifest = Manifest::new(self.plan.kind, length, segments)
@@ -237,15 +256,40 @@ impl<'a> Layout<'a> {
             self.put_unknown(EntryKind::ManifestLeaf, leaf.digest, leaf.bytes)?;
         }
         self.put_unknown(EntryKind::Manifest, encoded.layout.0, encoded.root)?;
-        let written = self.packer.finish()?;
-        self.known_packs.extend(self.duplicates.used());
-        Ok(LaidOut {
+        let mut laid_out = LaidOut {
             content: manifest.content(),
             layout: encoded.layout,
             data_block_count: self.data_block_count,
             new_block_count: self.new_block_count,
-            written,
-            used: self.known_packs.into_iter().collect(),
-        })
+            written: Written::default(),
+        };
+        let record = match record(&laid_out)? {
+            None => None,
+            Some(record) => {
+                let plain = encode_record(&record);
+                let digest = record_digest(&plain);
+                let kind = EntryKind::Record;
+                self.packer.push(Entry { kind, digest, plain, blocks: Vec::new() })?;
+                Some(digest)
+            }
+        };
+        laid_out.written = self.packer.finish()?;
+        Ok((laid_out, record))
+    }
+
+    /// Ends the layout of segments that no version has yet: they are durable when this returns, and
+    /// stay as long as the lease.
+    pub fn finish_segments(mut self) -> Result<LaidOutSegments> {
+        self.end_segments()?;
+        let mut segments = self.entries;
+        segments.sort_unstable_by_key(|(entry, _)| entry.segment);
+        let written = self.packer.finish()?;
+        Ok(LaidOutSegments { segments, new_block_count: self.new_block_count, written })
+    }
+
+    fn end_segments(&mut self) -> Result<()> {
+        self.end_segment()?;
+        self.seal_chunk()?;
+        self.write_maps()
     }
 }

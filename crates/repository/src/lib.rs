@@ -10,34 +10,58 @@
 //! |---|---|
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
+//! | [`names`] | the names once more, beside the packs |
+//! | [`blob`] | write, append and read: versions as byte ranges |
+//! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`statistics`] | how much there is |
+//! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
-//! | `windows`, `layout`, `duplicates`, `packer`, `lease` | the pipeline of whoever writes |
+//! | `touched` | which versions damage touches, for the error of a read |
+//! | `walk` | what roots refer to, each distinct part once |
+//! | `rebuild` | a version made out of another: what is kept, what is laid out anew |
+//! | `ranges` | windows of a version, read and verified on all cores |
+//! | [`duplicates`], [`lists`] | what is known already; in public for benches of the index alone |
+//! | `windows`, `layout`, `packer`, `lease` | the pipeline of whoever writes |
 //!
 //! **Invariants**
 //! 1. Nothing refers to bytes that are not durable: pack, then catalog row, then version.
 //! 2. A writer that fails leaves nothing behind but what another writer may have come to use.
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
+pub mod blob;
+pub mod boot_set;
 pub mod chunks;
+pub mod collect;
 pub mod commit;
 pub mod create;
-mod duplicates;
+pub mod duplicates;
 pub mod export;
 pub mod import;
 mod layout;
 mod lease;
-mod lists;
+pub mod lists;
+pub mod names;
 mod packer;
+mod ranges;
+mod rebuild;
 pub mod repository;
+pub mod scrub;
 pub mod settings;
 pub mod statistics;
+mod touched;
+mod walk;
 mod windows;
 
+pub use blob::read::Reader;
+pub use blob::write::{WriteRequest, Written};
+pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
+pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};
 pub use repository::Repository;
+pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
+pub use scrub::{ScrubRequest, Scrubbed};
 pub use settings::Settings;
 pub use statistics::Statistics;

@@ -46,17 +46,16 @@ impl PackLists {
         Ok(list)
     }
 
-    /// Forgets the lists of packs that are gone: those of a writer that gave up. Whoever holds a
-    /// lease needs this once, at its beginning: packs that are there then stay as long as the lease.
+    /// Forgets the lists of packs that are gone or condemned, so that no new writer refers to them.
     pub fn forget_removed(&self) -> Result<()> {
         for (id, _) in self.all_cached() {
             match self.catalog.pack(id) {
-                Ok(_) => {}
-                Err(error) if error.kind() == Kind::NotFound => {
+                Ok(record) if record.condemned.is_none() => {}
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                _ => {
                     let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
                     recent.retain(|(known, _)| *known != id);
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -73,6 +72,12 @@ impl PackLists {
     /// All lists in memory, the most recently used first.
     pub fn all_cached(&self) -> Vec<PackList> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Bytes of memory that all lists here take.
+    pub fn memory_len(&self) -> usize {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().map(|(_, list)| list.memory_len()).sum()
     }
 
     fn cached(&self, id: PackId) -> Option<Arc<BlockList>> {

@@ -17,9 +17,9 @@ use catalog::{Catalog, EntryRecord, LeaseId, NewPack, PackId};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use env::Entropy;
 use format::entry::{Encoder, Encoding, EntryKind};
-use format::pack::PackBuilder;
+use format::pack::{FinishedPack, PackBuilder, PackEntry};
 use model::digest::DIGEST_LEN;
-use model::{BLOCK_LEN, BlockDigest, Error, Kind, Realm, Result};
+use model::{BlockDigest, Error, Kind, Realm, Result};
 use store::{PackName, PackStore};
 
 /// Plain bytes of the data chunks of one pack.
@@ -35,6 +35,13 @@ pub struct Entry {
     pub plain: Vec<u8>,
     /// The digests of a chunk's blocks; empty for other kinds.
     pub blocks: Vec<BlockDigest>,
+}
+
+impl Entry {
+    /// An entry that is no chunk.
+    pub fn whole(kind: EntryKind, digest: [u8; DIGEST_LEN], plain: Vec<u8>) -> Self {
+        Entry { kind, digest, plain, blocks: Vec::new() }
+    }
 }
 
 struct Packed {
@@ -57,6 +64,8 @@ pub struct Written {
     pub stored_len: u64,
     /// Packs.
     pub pack_count: u64,
+    /// The last of them.
+    pub last_pack: Option<PackId>,
 }
 
 /// Where packs go.
@@ -151,7 +160,7 @@ fn gone() -> Error {
     Error::new(Kind::Bug, "write", "a pack").because("the thread that writes packs ended early")
 }
 
-fn encode(level: i32, plain: &[u8]) -> (Encoding, Vec<u8>) {
+pub(crate) fn encode(level: i32, plain: &[u8]) -> (Encoding, Vec<u8>) {
     thread_local! {
         static ENCODER: RefCell<Option<(i32, Encoder)>> = const { RefCell::new(None) };
     }
@@ -195,31 +204,7 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
     let finished = builder.finish();
     let name = PackName::new(&to.entropy.name())?;
     to.packs.put(&name, &finished.bytes)?;
-    let chunks = || finished.entries.iter().filter(|entry| entry.kind == EntryKind::Chunk);
-    let mut hooks: Vec<_> =
-        finished.block_digests.iter().filter(|d| d.is_hook()).map(BlockDigest::hook).collect();
-    hooks.sort_unstable();
-    hooks.dedup();
-    let pack = NewPack {
-        name: name.as_str().to_string(),
-        realm: to.realm.clone(),
-        stored_len: finished.bytes.len() as u64,
-        data_len: finished.block_digests.len() as u64 * BLOCK_LEN as u64,
-        data_stored_len: chunks().map(|entry| u64::from(entry.stored_len)).sum(),
-        entries: finished
-            .entries
-            .iter()
-            .map(|entry| EntryRecord {
-                digest: entry.digest,
-                offset: entry.offset,
-                stored_len: entry.stored_len,
-                plain_len: entry.plain_len,
-                encoding: entry.encoding as u8,
-                kind: entry.kind as u8,
-            })
-            .collect(),
-        hooks,
-    };
+    let pack = describe(&name, &to.realm, &finished);
     let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|error| {
         // Only where the catalog has surely not taken it: after another error the row may be there
         // all the same, and a row must not name bytes that are gone. If it cannot be removed,
@@ -230,5 +215,48 @@ fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<
     })?;
     written.stored_len += pack.stored_len;
     written.pack_count += 1;
+    written.last_pack = Some(id);
     Ok(id)
+}
+
+/// What the catalog is told of a finished pack.
+pub fn describe(name: &PackName, realm: &Realm, finished: &FinishedPack) -> NewPack {
+    let digests = finished.block_digests.iter();
+    new_pack(name, realm, finished.bytes.len() as u64, &finished.entries, digests)
+}
+
+/// What the catalog is told of a pack.
+pub fn new_pack<'a>(
+    name: &PackName,
+    realm: &Realm,
+    stored_len: u64,
+    entries: &[PackEntry],
+    block_digests: impl Iterator<Item = &'a BlockDigest>,
+) -> NewPack {
+    let chunks = || entries.iter().filter(|entry| entry.kind == EntryKind::Chunk);
+    let mut hooks: Vec<_> =
+        block_digests.filter(|digest| digest.is_hook()).map(BlockDigest::hook).collect();
+    hooks.sort_unstable();
+    hooks.dedup();
+    NewPack {
+        name: name.as_str().to_string(),
+        realm: realm.clone(),
+        stored_len,
+        data_len: chunks().map(|entry| u64::from(entry.plain_len)).sum(),
+        data_stored_len: chunks().map(|entry| u64::from(entry.stored_len)).sum(),
+        entries: entries.iter().map(row_of).collect(),
+        hooks,
+    }
+}
+
+/// An entry of a pack's table, as the catalog keeps it.
+pub fn row_of(entry: &PackEntry) -> EntryRecord {
+    EntryRecord {
+        digest: entry.digest,
+        offset: entry.offset,
+        stored_len: entry.stored_len,
+        plain_len: entry.plain_len,
+        encoding: entry.encoding as u8,
+        kind: entry.kind as u8,
+    }
 }

@@ -40,7 +40,8 @@ impl Repository {
     pub fn statistics(&self) -> Result<Statistics> {
         let counted = self.catalog.statistics()?;
         let settings_len = toml::to_string(&self.settings).map_or(0, |text| text.len() as u64);
-        let stored_len = counted.pack_len + counted.catalog_len + settings_len;
+        let names_len = settings_len + self.export_len();
+        let stored_len = counted.pack_len + counted.catalog_len + names_len;
         Ok(Statistics {
             image_count: counted.image_count,
             version_count: counted.version_count,

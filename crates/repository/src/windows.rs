@@ -68,7 +68,8 @@ impl Window {
         self.bytes.len() - self.len >= BLOCK_LEN
     }
 
-    fn push_data(&mut self, first_block: u64, byte_len: usize) {
+    /// Says that the bytes behind those that are filled are the data of these blocks.
+    pub fn push_data(&mut self, first_block: u64, byte_len: usize) {
         self.pieces.push(Piece::Data { first_block, byte_len, position: self.len });
         // The next piece starts on a block, so that each block's bytes are found by its position.
         self.len += byte_len.next_multiple_of(BLOCK_LEN);
@@ -125,16 +126,14 @@ pub struct CommitWindows<'a> {
 }
 
 impl<'a> CommitWindows<'a> {
-    /// The changes, and one segment that must be laid out anew in any case.
-    pub fn new(changes: &'a dyn Changes, touched: Option<u32>) -> Self {
+    /// The changes, and segments, ascending, that must be laid out anew in any case.
+    pub fn new(changes: &'a dyn Changes, touched: &[u32]) -> Self {
         let mut segments: Vec<(u32, bool)> =
             changes.segments().into_iter().map(|segment| (segment, true)).collect();
-        if let Some(touched) = touched
-            && !segments.iter().any(|(segment, _)| *segment == touched)
-        {
-            segments.push((touched, false));
-            segments.sort_unstable();
-        }
+        segments.extend(touched.iter().map(|segment| (*segment, false)));
+        // Of two that are equal the one with changes comes first, and stays.
+        segments.sort_unstable_by_key(|(segment, changed)| (*segment, !changed));
+        segments.dedup_by_key(|(segment, _)| *segment);
         CommitWindows {
             changes,
             segments: segments.into_iter(),

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use model::{ChunkDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
+use model::boot_set::BootPiece;
+use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
 
 use crate::Chunk;
 
@@ -15,6 +16,12 @@ use crate::Chunk;
 /// `NotFound` where no copy exists, `Corrupt` where none is sound, `Unavailable` where asking again
 /// may help.
 pub trait ChunkStore: Send + Sync {
+    /// The layout by which a content is to be read now, `None` where no version has it any more.
+    ///
+    /// Collect lays versions out anew and then removes what only the old layout needs. Whoever reads
+    /// by a layout and gets `NotFound` asks here, and goes on with the new one: the bytes are equal.
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>>;
+
     /// Reads the manifest of a version. Cost: one or two small reads per 32 GiB that hold data.
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>>;
 
@@ -23,4 +30,11 @@ pub trait ChunkStore: Send + Sync {
 
     /// Reads one chunk whole.
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk>;
+
+    /// Reads pieces of a boot working set, in the order asked; those that lie one behind the other
+    /// come in one request.
+    ///
+    /// Their blocks are **not verified** here: the caller compares each with the digest that the set's
+    /// source lists.
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>>;
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`pack_store`] | the trait of engines that keep packs; its contract suite |
 //! | [`directory`] | packs as files in a folder, durable before they are visible |
+//! | [`decorate`] | a link before an engine: delay, rate, faults; for tests and benches |
 //! | [`memory`] | packs in memory, for tests |
 //! | [`memory_chunks`] | versions in memory, for tests |
 //! | [`chunk_store`] | the trait that mirrors and exports read from: verified chunks, maps, manifests |
@@ -13,6 +14,7 @@
 
 pub mod chunk;
 pub mod chunk_store;
+pub mod decorate;
 pub mod directory;
 pub mod memory;
 pub mod memory_chunks;
@@ -20,6 +22,7 @@ pub mod pack_store;
 
 pub use chunk::Chunk;
 pub use chunk_store::ChunkStore;
+pub use decorate::{DecoratedPackStore, Fault, Lasting, LinkSpeed};
 pub use directory::DirectoryPackStore;
 pub use memory::MemoryPackStore;
 pub use memory_chunks::MemoryChunkStore;

@@ -63,6 +63,14 @@ impl PackStore for MemoryPackStore {
         self.guard().remove(name);
         Ok(())
     }
+
+    fn unfinished(&self) -> Result<Vec<(PackName, u64)>> {
+        Ok(Vec::new())
+    }
+
+    fn discard_unfinished(&self, _name: &PackName) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

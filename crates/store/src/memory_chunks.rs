@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use model::boot_set::BootPiece;
 use model::{
     BLOCK_LEN, BLOCKS_PER_SEGMENT, BlockDigest, ChunkDigest, ContentDigest, Error, Kind,
     LayoutDigest, Manifest, MapDigest, Result, Run, SegmentDigest, SegmentEntry, SegmentMap,
@@ -15,6 +16,8 @@ use crate::{Chunk, ChunkStore};
 #[derive(Debug)]
 pub struct MemoryChunkStore {
     chunk_block_count: usize,
+    layouts: HashMap<ContentDigest, LayoutDigest>,
+    pieces: HashMap<[u8; 32], Vec<u8>>,
     manifests: HashMap<LayoutDigest, Arc<Manifest>>,
     maps: HashMap<MapDigest, Arc<SegmentMap>>,
     chunks: HashMap<ChunkDigest, Chunk>,
@@ -27,6 +30,8 @@ impl MemoryChunkStore {
     pub fn new(chunk_block_count: usize) -> Self {
         MemoryChunkStore {
             chunk_block_count: chunk_block_count.clamp(1, model::map::CHUNK_BLOCKS_MAX as usize),
+            layouts: HashMap::new(),
+            pieces: HashMap::new(),
             manifests: HashMap::new(),
             maps: HashMap::new(),
             chunks: HashMap::new(),
@@ -71,7 +76,13 @@ impl MemoryChunkStore {
         }
         let layout = LayoutDigest(*hasher.finalize().as_bytes());
         self.manifests.insert(layout, Arc::new(manifest));
+        self.layouts.insert(content, layout);
         (content, layout)
+    }
+
+    /// Adds a piece of a boot working set, whatever its bytes.
+    pub fn add_piece(&mut self, piece: BootPiece, bytes: Vec<u8>) {
+        self.pieces.insert(piece.digest, bytes);
     }
 
     /// The digests of all chunks, in order.
@@ -140,6 +151,10 @@ fn missing(operation: &'static str, digest: impl ToString) -> Error {
 }
 
 impl ChunkStore for MemoryChunkStore {
+    fn current_layout(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
+        Ok(self.layouts.get(&content).copied())
+    }
+
     fn manifest(&self, layout: LayoutDigest) -> Result<Arc<Manifest>> {
         self.manifests.get(&layout).cloned().ok_or_else(|| missing("read the manifest", layout))
     }
@@ -150,6 +165,15 @@ impl ChunkStore for MemoryChunkStore {
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
         self.chunks.get(&chunk).cloned().ok_or_else(|| missing("read the chunk", chunk))
+    }
+
+    fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
+        let piece = |piece: &BootPiece| self.pieces.get(&piece.digest).cloned();
+        let named = |piece: &BootPiece| ChunkDigest(piece.digest);
+        pieces
+            .iter()
+            .map(|p| piece(p).ok_or_else(|| missing("read the boot piece", named(p))))
+            .collect()
     }
 }
 

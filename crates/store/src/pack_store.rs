@@ -40,7 +40,9 @@ impl fmt::Display for PackName {
 /// 3. `read` of bytes that a pack does not have fails with `Corrupt`; of a pack that does not
 ///    exist, with `NotFound`.
 /// 4. `remove` of a pack that does not exist succeeds.
-/// 5. A `put` that fails leaves nothing under the name.
+/// 5. A `put` that fails leaves nothing under the name. What one that died has left is listed by
+///    `unfinished`, beside what a `put` under way is writing: only who knows that its writer is gone
+///    discards it.
 pub trait PackStore: Send + Sync {
     /// Stores a pack. Durable when it returns.
     fn put(&self, name: &PackName, bytes: &[u8]) -> Result<()>;
@@ -56,6 +58,12 @@ pub trait PackStore: Send + Sync {
 
     /// Removes a pack.
     fn remove(&self, name: &PackName) -> Result<()>;
+
+    /// Packs that are being put, or whose `put` died, each with the bytes it takes; in no order.
+    fn unfinished(&self) -> Result<Vec<(PackName, u64)>>;
+
+    /// Removes what a `put` that died has left. Does nothing where there is nothing.
+    fn discard_unfinished(&self, name: &PackName) -> Result<()>;
 }
 
 /// The contract of [`PackStore`] as a test suite: every engine's tests call it.
@@ -84,5 +92,7 @@ pub mod contract {
         store.remove(&a).unwrap();
         assert_eq!(store.list().unwrap(), [b]);
         assert_eq!(store.read(&a, 0, 1).unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(store.unfinished().unwrap(), []);
+        store.discard_unfinished(&a).unwrap();
     }
 }

@@ -31,6 +31,36 @@ pub fn disks(session: &Session) -> Result<Vec<PathBuf>> {
     Ok(vec![first, second])
 }
 
+/// A disk that others come before and after.
+pub struct Image {
+    /// What it is.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// Eight disks, in the order in which they are imported: real ones, see
+/// [`images::corpus`](crate::images::corpus), or made-up ones that share much.
+pub fn corpus(session: &mut Session) -> Result<Vec<Image>> {
+    if session.size == Size::Full {
+        let (members, left_out) = images::corpus::ensure()?;
+        session.notes.extend(left_out);
+        let image = |member: images::corpus::Member| Image {
+            name: member.name.to_owned(),
+            path: member.path,
+        };
+        return Ok(members.into_iter().map(image).collect());
+    }
+    let mut made = Vec::new();
+    for number in 0..images::corpus::IMAGE_COUNT {
+        let name = format!("made-up-{number}");
+        let path = session.folder.path().join(format!("{name}.raw"));
+        made_up(&path, MADE_UP_DATA_LEN / 16 * number)?;
+        made.push(Image { name, path });
+    }
+    Ok(made)
+}
+
 /// A larder whose repository and state are in the folder of this name.
 pub fn larder(session: &Session, name: &str) -> Result<Larder> {
     Ok(Larder::new(binary(session.size)?, &session.folder.path().join(name)))

@@ -6,6 +6,8 @@ use std::process::Command;
 use crate::process;
 use crate::workspace::{root, system_program};
 
+const UNKNOWN: &str = "unknown";
+
 /// Facts about this machine and these tools, as lines of a list.
 pub fn facts(tools: &[&str]) -> Vec<String> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZeroUsize::get);
@@ -26,7 +28,7 @@ fn field(path: &str, name: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with(name));
     let value = line.and_then(|line| line.split_once([':', '=']));
-    value.map_or("unknown", |(_, value)| value.trim().trim_matches('"')).to_owned()
+    value.map_or(UNKNOWN, |(_, value)| value.trim().trim_matches('"')).to_owned()
 }
 
 /// The commit that was measured, and whether something was changed since.
@@ -37,10 +39,12 @@ fn revision() -> String {
 }
 
 fn version(tool: &str) -> String {
-    first_line(system_program(tool).arg("--version"))
+    // Most know the option, some the verb only.
+    let said = ["--version", "version"].map(|ask| first_line(system_program(tool).arg(ask)));
+    said.into_iter().find(|line| line != UNKNOWN).unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
 fn first_line(command: &mut Command) -> String {
     let output = process::output(command, "").unwrap_or_default();
-    output.lines().next().unwrap_or("unknown").trim().to_owned()
+    output.lines().next().unwrap_or(UNKNOWN).trim().to_owned()
 }

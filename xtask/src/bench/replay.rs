@@ -11,7 +11,7 @@
 
 mod client;
 mod recorder;
-mod trace;
+pub(super) mod trace;
 
 use std::cell::RefCell;
 use std::fs;
@@ -23,9 +23,9 @@ use attach::nbd::{Address, Export, NbdServer};
 use guest::{Console, Drive, Guest, GuestConfig};
 use model::{Error, Kind, Result};
 
-use self::client::Client;
+pub use self::client::Client;
 use self::recorder::Recorder;
-use self::trace::Call;
+pub use self::trace::Call;
 use super::qemu_nbd::QemuNbd;
 use super::rows::Contender;
 use super::{Bench, Session, Size, inputs};
@@ -51,14 +51,19 @@ struct Way {
     cold: bool,
     /// Whether this host had a mirror of the version before, so that its base is there.
     known: bool,
+    /// Whether the boot working set is known.
+    set: bool,
 }
 
 const WAYS: &[Way] = &[
-    Way { name: "one by one", depth: 1, cold: false, known: false },
-    Way { name: "4 under way", depth: 4, cold: false, known: false },
-    Way { name: "cold, one by one", depth: 1, cold: true, known: false },
-    Way { name: "next mirror, one by one", depth: 1, cold: false, known: true },
-    Way { name: "next mirror, 4 under way", depth: 4, cold: false, known: true },
+    Way { name: "one by one", depth: 1, cold: false, known: false, set: false },
+    Way { name: "4 under way", depth: 4, cold: false, known: false, set: false },
+    Way { name: "cold, one by one", depth: 1, cold: true, known: false, set: false },
+    Way { name: "next mirror, one by one", depth: 1, cold: false, known: true, set: false },
+    Way { name: "next mirror, 4 under way", depth: 4, cold: false, known: true, set: false },
+    Way { name: "set known, one by one", depth: 1, cold: false, known: false, set: true },
+    Way { name: "set known, 4 under way", depth: 4, cold: false, known: false, set: true },
+    Way { name: "set known, cold, one by one", depth: 1, cold: true, known: false, set: true },
 ];
 
 fn run(session: &mut Session) -> Result<()> {
@@ -83,6 +88,9 @@ fn run(session: &mut Session) -> Result<()> {
         // Only root may empty the page cache, and nobody should in a test run.
         if way.cold && (session.size == Size::Small || !rustix::process::geteuid().is_root()) {
             continue;
+        }
+        if way.set {
+            place.record_set()?;
         }
         let digests = RefCell::new(Vec::new());
         let mirror = || place.on_mirror(*way, &digests);
@@ -134,6 +142,18 @@ impl Place {
         columns.push(("fetched_mib", fetched as f64 / f64::from(1 << 20)));
         attached.detach()?;
         Ok(columns)
+    }
+
+    /// Records the trace as the version's boot working set, unless that was done.
+    fn record_set(&self) -> Result<()> {
+        if self.larder.json(&["boot-set", "show", "image"]).is_ok() {
+            return Ok(());
+        }
+        inputs::remove(&self.state)?;
+        let socket = self.sockets.path().join("mirror");
+        let attached = self.larder.attach_with("image", "fresh", &socket, &["--record", "boot"])?;
+        Client::connect(&socket)?.replay(&self.calls, 1)?;
+        attached.detach()
     }
 
     fn on_qemu_nbd(&self, way: Way, digests: &RefCell<Vec<blake3::Hash>>) -> Result<Columns> {
@@ -233,7 +253,7 @@ fn made_up() -> Vec<Call> {
 fn say(session: &mut Session, calls: &[Call]) {
     let mut text = format!(
         "The trace: {}. A mirror starts with nothing present, qemu-nbd with a fresh copy of the \
-         whole file; a next mirror finds what an earlier one on the host has fetched. Time on the mirror as a multiple of qemu-nbd's (goal: 1.3 at most):\n\n",
+         whole file; a next mirror finds what an earlier one on the host has fetched; with the set known, the blocks of an earlier boot are brought by the boot working set. Time on the mirror as a multiple of qemu-nbd's (goal: 1.3 at most):\n\n",
         trace::summary(calls)
     );
     for Way { name, .. } in WAYS {

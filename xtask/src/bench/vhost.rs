@@ -53,7 +53,7 @@ fn run(session: &mut Session) -> Result<()> {
     let larder = inputs::larder(session, "larder")?;
     larder.json(&["import", inputs::text(&data)?, "data"])?;
     let at = SERVERS.map(|name| sockets.path().join(name.replace(' ', "-")));
-    let mirror = larder.attach_at("--vhost-user", "data", "bench", &at[0])?;
+    let mirror = larder.attach_at("--vhost-user", "data", "bench", &at[0], &[])?;
     let _raw = StorageDaemon::start(&raw, "raw", &at[1])?;
     let _overlay = StorageDaemon::start(&overlay, "qcow2", &at[2])?;
     let client = client(session.size)?;

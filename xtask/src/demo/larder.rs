@@ -106,21 +106,33 @@ impl Larder {
         mirror: &'static str,
         socket: &Path,
     ) -> Result<Attached<'_>> {
-        self.attach_at("--nbd", reference, mirror, socket)
+        self.attach_with(reference, mirror, socket, &[])
     }
 
-    /// As `attach`, at the door that an option of `larder attach` opens.
+    /// The same with more options.
+    pub fn attach_with(
+        &self,
+        reference: &str,
+        mirror: &'static str,
+        socket: &Path,
+        options: &[&str],
+    ) -> Result<Attached<'_>> {
+        self.attach_at("--nbd", reference, mirror, socket, options)
+    }
+
+    /// The same at the door that an option of `larder attach` opens.
     pub fn attach_at(
         &self,
         door: &str,
         reference: &str,
         mirror: &'static str,
         socket: &Path,
+        options: &[&str],
     ) -> Result<Attached<'_>> {
         let mut command = system_program("setpriv");
         command.args(["--pdeathsig", "TERM", "--"]).arg(&self.binary);
         let mut command = self.prepare(command, &["attach", reference, "--mirror", mirror, door]);
-        command.arg(socket).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.arg(socket).args(options).stdin(Stdio::null()).stdout(Stdio::piped());
         let (mut child, registered) = process::start(&mut command)?;
         let stdout = child.stdout.take();
         let attached = Attached { larder: self, mirror, child, _registered: registered };

@@ -1,4 +1,4 @@
-//! From an image's files to a disk that a BIOS boots, without loop devices.
+//! From an image's files to a disk, without loop devices: one that a BIOS boots, or a bare file system.
 //!
 //! ```text
 //!   0        1 MiB                            1 MiB + boot_mib                     disk_mib
@@ -29,6 +29,10 @@ pub fn assemble(recipe: &Recipe, root: &Path, disk: &Path, log: &Path) -> Result
     let failed = |source| Error::io("write", disk.display().to_string(), source);
     let file = File::create_new(disk).map_err(failed)?;
     file.set_len(recipe.disk_mib * MIB).map_err(failed)?;
+    if recipe.boot_mib == 0 {
+        file_system(recipe, root, disk, log, 0)?;
+        return file.sync_all().map_err(failed);
+    }
     partition(recipe, disk)?;
     let code = fs::read("/usr/lib/syslinux/mbr/mbr.bin").map_err(failed)?;
     if code.len() > BOOT_CODE_MAX {
@@ -37,7 +41,7 @@ pub fn assemble(recipe: &Recipe, root: &Path, disk: &Path, log: &Path) -> Result
     }
     file.write_all_at(&code, 0).map_err(failed)?;
     boot_partition(recipe, root, disk, log)?;
-    root_partition(recipe, root, disk, log)?;
+    file_system(recipe, root, disk, log, BOOT_AT_MIB + recipe.boot_mib)?;
     file.sync_all().map_err(failed)
 }
 
@@ -86,8 +90,8 @@ fn boot_partition(recipe: &Recipe, root: &Path, disk: &Path, log: &Path) -> Resu
     process::run_logged(&mut command, log)
 }
 
-fn root_partition(recipe: &Recipe, root: &Path, disk: &Path, log: &Path) -> Result<()> {
-    let at_mib = BOOT_AT_MIB + recipe.boot_mib;
+/// Fills the disk from there on with a file system that holds everything.
+fn file_system(recipe: &Recipe, root: &Path, disk: &Path, log: &Path, at_mib: u64) -> Result<()> {
     let mut command = system_program("mke2fs");
     command.args(["-q", "-t", "ext4", "-L", "root", "-U", &recipe.uuid("root")]);
     command.arg("-E").arg(format!(

@@ -1,7 +1,6 @@
 //! What an image is made of.
 
 /// What an image is made of. Everything that decides its content is in its text.
-#[derive(Debug)]
 pub struct Recipe {
     /// A short name, also the guest's host name.
     pub name: &'static str,
@@ -11,8 +10,22 @@ pub struct Recipe {
     pub packages: &'static [&'static str],
     /// The disk's length, in MiB.
     pub disk_mib: u64,
-    /// The length of the partition that the firmware boots from, in MiB.
+    /// The length of the partition that the firmware boots from, in MiB; 0 for a disk that is a file
+    /// system and nothing else.
     pub boot_mib: u64,
+    /// Which of the release's packages.
+    pub state: State,
+}
+
+/// Which of a release's packages an image gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Those that this machine's own settings name.
+    Own,
+    /// As released, without what was corrected since its last point release.
+    Released,
+    /// With all corrections.
+    Patched,
 }
 
 /// Raised when the same recipe is to give another image.
@@ -25,6 +38,7 @@ pub const MINIMAL: Recipe = Recipe {
     packages: &["systemd-sysv", "udev", "dbus", "kmod", "iproute2", "linux-image-cloud-amd64"],
     disk_mib: 2048,
     boot_mib: 63,
+    state: State::Own,
 };
 
 /// The same with a web server.
@@ -42,11 +56,26 @@ pub const NGINX: Recipe = Recipe {
     ],
     disk_mib: 2048,
     boot_mib: 63,
+    state: State::Own,
 };
 
 impl Recipe {
+    /// Everything that decides the image's content.
+    fn text(&self) -> String {
+        let Recipe { name, suite, packages, disk_mib, boot_mib, state } = self;
+        let mut text = format!(
+            "{FORMAT} Recipe {{ name: {name:?}, suite: {suite:?}, packages: {packages:?}, \
+             disk_mib: {disk_mib}, boot_mib: {boot_mib} }}"
+        );
+        // Left out where it is not said, as images that are kept somewhere were named.
+        if *state != State::Own {
+            text += &format!(" {state:?}");
+        }
+        text
+    }
+
     fn key(&self) -> blake3::Hash {
-        blake3::hash(format!("{FORMAT} {self:?}").as_bytes())
+        blake3::hash(self.text().as_bytes())
     }
 
     /// The name of this image's files, without an ending.
@@ -85,5 +114,18 @@ mod tests {
         assert_ne!(MINIMAL.uuid("root"), MINIMAL.uuid("hash"));
         assert_ne!(MINIMAL.uuid("root"), NGINX.uuid("root"));
         assert_eq!(MINIMAL.uuid("root").len(), 36);
+    }
+
+    #[test]
+    fn images_that_were_kept_are_found_again() {
+        assert_eq!(MINIMAL.file_stem(), "minimal-33b700f9dbaa");
+        assert_eq!(NGINX.file_stem(), "nginx-ad404564e053");
+    }
+
+    #[test]
+    fn a_patched_image_is_another_than_the_released_one() {
+        let of = |state| Recipe { state, ..MINIMAL }.file_stem();
+        assert_ne!(of(State::Released), of(State::Patched));
+        assert_ne!(of(State::Released), of(State::Own));
     }
 }

@@ -73,6 +73,10 @@ impl Worker for Executor {
     type Job = Job;
     type Scratch = ReplyBuffer;
 
+    fn is_flush(&self, job: &Job) -> bool {
+        job.request.command == wire::CMD_FLUSH
+    }
+
     fn scratch(&self) -> ReplyBuffer {
         ReplyBuffer::new(REPLY_BUFFER_LEN)
     }

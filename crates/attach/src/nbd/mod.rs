@@ -4,7 +4,7 @@
 //! accept ── a thread for each connection ──────────────────────────────────┐
 //!           handshake: options until the client names an export            │
 //!           transmission: receive buffer → request → device → reply buffer │
-//!               what may wait (a fetch, a flush) ──> up to 4 side threads ─┴─> the socket
+//!               what may wait (a fetch, a flush) ─> up to 4 + 1 side threads ┴─> the socket
 //! ```
 //!
 //! | Module | Holds |

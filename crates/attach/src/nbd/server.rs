@@ -147,11 +147,14 @@ impl NbdServer {
     ///
     /// Cost: waits for calls to the devices that are under way; up to 2 s for clients that do not
     /// take their replies.
-    pub fn stop(mut self) {
-        self.end();
+    pub fn stop(self) {
+        drop(self);
     }
 
-    fn end(&mut self) {
+    /// The first half of `stop`: lets requests that are being executed be answered, for up to 2 s,
+    /// then cuts all connections off. From then on nobody gets an answer; a client that connects
+    /// again, to a server that comes later, asks again. Calls to the devices may still be under way.
+    pub fn cut_off(&mut self) {
         let Some(accepting) = self.accepting.take() else {
             return;
         };
@@ -163,14 +166,13 @@ impl NbdServer {
         if let Some(file) = self.socket_file.take() {
             file.remove();
         }
-        let connections = std::mem::take(&mut self.shared.lock().connections);
-        let each = |f: fn(&Socket)| {
-            connections.iter().filter_map(|c| c.socket.upgrade()).for_each(|s| f(&s))
-        };
-        each(Socket::stop_receiving);
-        let deadline = Instant::now() + STOP_LIMIT;
         let mut state = self.shared.lock();
-        while !connections.iter().all(|c| c.socket.strong_count() == 0) {
+        let each = |state: &State, f: fn(&Socket)| {
+            state.connections.iter().filter_map(|c| c.socket.upgrade()).for_each(|s| f(&s));
+        };
+        each(&state, Socket::stop_receiving);
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !state.connections.iter().all(|c| c.socket.strong_count() == 0) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -178,8 +180,15 @@ impl NbdServer {
             let waited = self.shared.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        drop(state);
-        each(Socket::close);
+        each(&state, Socket::close);
+    }
+
+    fn end(&mut self) {
+        self.cut_off();
+        let connections = std::mem::take(&mut self.shared.lock().connections);
+        if !connections.is_empty() {
+            tracing::debug!("waiting for {} connections on {}", connections.len(), self.address);
+        }
         for connection in connections {
             // Panics are caught inside.
             let _ = connection.thread.join();

@@ -27,7 +27,7 @@ use super::chain::{Chain, Malformed};
 use super::execute::{Disk, Outcome};
 use super::inflight::InflightQueue;
 use super::memory::Memory;
-use super::request::Request;
+use super::request::{Command, Request};
 use crate::aside::{Aside, Worker};
 
 /// How many answers wait for one notification while there is more to do.
@@ -131,6 +131,10 @@ pub(super) struct Side {
 impl Worker for Side {
     type Job = Underway;
     type Scratch = Vec<u8>;
+
+    fn is_flush(&self, job: &Underway) -> bool {
+        job.request.command == Command::Flush
+    }
 
     fn scratch(&self) -> Vec<u8> {
         Vec::new()

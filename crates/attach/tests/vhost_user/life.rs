@@ -56,7 +56,7 @@ fn a_second_guest_is_served_when_the_first_is_gone() {
 }
 
 #[test]
-fn a_stopped_server_has_answered_everything_and_left_no_socket() {
+fn a_stopped_server_has_answered_what_it_took_and_left_no_socket() {
     let device = Arc::new(MemoryDevice::new(vec![0; 64 << 12]));
     let served = Served::new(device.clone());
     let mut guest = served.guest();
@@ -65,12 +65,15 @@ fn a_stopped_server_has_answered_everything_and_left_no_socket() {
         guest.submit(slot, client::WRITE, u64::from(slot) * 8, 4096);
     }
     guest.kick();
-    assert_eq!(guest.stop(), 64);
-    assert_eq!(guest.reap().len(), 64);
+    // It may stop before it has taken all of them.
+    let taken = guest.stop() as usize;
+    assert_eq!(guest.reap().len(), taken);
     let path = served.path();
     served.server.stop();
     assert!(!path.exists());
-    assert!(device.to_vec().chunks(4096).enumerate().all(|(at, block)| block == [at as u8; 4096]));
+    for (at, block) in device.to_vec().chunks(4096).enumerate() {
+        assert!(block == [if at < taken { at as u8 } else { 0 }; 4096], "block {at} of {taken}");
+    }
 }
 
 /// A device that may wait wherever it can: what changes a part of a block is executed aside, and so

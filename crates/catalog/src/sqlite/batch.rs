@@ -14,7 +14,7 @@ pub(super) const INTEGER_WIDTH: usize = 20;
 
 /// `WITH RECURSIVE asked(i)`: the numbers from 0 to below a parameter, which must not be negative.
 macro_rules! asked {
-    ($count:literal, $statement:literal) => {
+    ($count:literal, $statement:expr) => {
         concat!(
             "WITH RECURSIVE asked (i) AS (SELECT 0 WHERE ",
             $count,

@@ -44,6 +44,12 @@ const PAGE_CACHE: &str = "-8192";
 /// costs as much as some rows.
 const ROWS_AHEAD: usize = 1024;
 
+/// How many free pages one transaction gives back: 4 MiB.
+const PAGES_PER_VACUUM: u32 = 1024;
+
+/// Copies the log into the file and cuts it, unless that would have to wait for others.
+const CHECKPOINT: &str = "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE)";
+
 /// All connections of one catalog to its file.
 pub(super) struct Connections {
     file: PathBuf,
@@ -92,6 +98,33 @@ impl Connections {
             };
             let (outcome, sound) = in_transaction(&mut connection, work).await;
             if sound {
+                *writer = Some(connection);
+            }
+            outcome
+        })
+        .map_err(|failure| failure.into_error(operation, &self.file))
+    }
+
+    /// As [`Connections::write`], but does not wait for the disk: a later transaction that does makes
+    /// this one durable too, since the log is written in order. For what means nothing after power
+    /// loss, such as that somebody is at work.
+    pub(super) fn write_without_sync<T>(
+        &self,
+        operation: &'static str,
+        work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let mut writer = lock(&self.writer);
+        wait_for(async {
+            let mut connection = match writer.take() {
+                Some(connection) => connection,
+                None => self.options().connect().await?,
+            };
+            sqlx::raw_sql("PRAGMA synchronous = NORMAL").execute(&mut connection).await?;
+            let (outcome, sound) = in_transaction(&mut connection, work).await;
+            let restored =
+                sqlx::raw_sql("PRAGMA synchronous = FULL").execute(&mut connection).await;
+            // One that might not wait for the disk again is thrown away.
+            if sound && restored.is_ok() {
                 *writer = Some(connection);
             }
             outcome
@@ -148,6 +181,31 @@ impl Connections {
         Ok(done)
     }
 
+    /// Gives free pages back to the file system, a few at a time, so that no writer waits long.
+    pub(super) fn compact(&self) -> Result<()> {
+        let operation = "compact the catalog";
+        loop {
+            let free: i64 = self.write(operation, async |connection| {
+                let vacuum = format!("PRAGMA incremental_vacuum({PAGES_PER_VACUUM})");
+                sqlx::raw_sql(sqlx::AssertSqlSafe(vacuum)).fetch_all(&mut *connection).await?;
+                let count = "SELECT freelist_count FROM pragma_freelist_count";
+                Ok(sqlx::query_scalar(count).fetch_one(connection).await?)
+            })?;
+            if free == 0 {
+                break;
+            }
+        }
+        // The file shrinks when the log is copied into it. Whoever reads right now puts that off. The
+        // connection is closed after it, because it no longer waits for anybody.
+        if let Some(mut writer) = lock(&self.writer).take() {
+            wait_for(async {
+                let _ = sqlx::raw_sql(CHECKPOINT).execute(&mut writer).await;
+                let _ = writer.close().await;
+            });
+        }
+        Ok(())
+    }
+
     fn options(&self) -> SqliteConnectOptions {
         SqliteConnectOptions::new()
             .filename(&self.file)
@@ -189,8 +247,7 @@ impl Drop for Connections {
                 let _ = reader.close().await;
             }
             if let Some(mut writer) = writer {
-                let checkpoint = "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE)";
-                let _ = sqlx::raw_sql(checkpoint).execute(&mut writer).await;
+                let _ = sqlx::raw_sql(CHECKPOINT).execute(&mut writer).await;
                 let _ = writer.close().await;
             }
         });

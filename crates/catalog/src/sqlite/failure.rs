@@ -43,7 +43,9 @@ impl Failure {
         let error = match kind {
             Kind::Full => error.because("no space is left").hint("make room, then try again"),
             Kind::Unavailable => error.because("the catalog is busy or cannot be reached"),
-            Kind::Corrupt => error.because("the catalog is damaged or no catalog"),
+            Kind::Corrupt => error
+                .because("the catalog is damaged or no catalog")
+                .hint("`larder scrub --rebuild` makes it anew from the packs"),
             Kind::Refused => error.because("the catalog may not be written"),
             _ => error,
         };

@@ -7,6 +7,7 @@ use model::name::LabelKey;
 use model::{ImageName, Result, TagName, VersionId, VersionNumber};
 use sqlx::{Row, SqliteConnection};
 
+use super::boot_sets;
 use super::failure::Failure;
 use super::versions::{damaged, image_name, image_not_found, labels, version_number};
 use crate::records::{ImageFilter, ImageRecord};
@@ -111,8 +112,9 @@ pub(super) async fn remove(
     let mut removed: Vec<i64> =
         sqlx::query_scalar("DELETE FROM version WHERE image = ?1 RETURNING number")
             .bind(id)
-            .fetch_all(connection)
+            .fetch_all(&mut *connection)
             .await?;
+    boot_sets::forget_unused(connection).await?;
     removed.sort_unstable();
     let versions = removed
         .into_iter()

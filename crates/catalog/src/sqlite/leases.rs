@@ -1,8 +1,8 @@
 //! Leases: what protects packs between their upload and the version that refers to them.
 //!
 //! ```text
-//! begin ── add_pack ── add_pack ── publish      packs adopted: nobody's lease any more
-//!              │                └─ abandon      packs removed, or condemned if others may use them
+//! begin ── add_pack ── add_pack ── publish      packs nobody's: versions refer to them
+//!              │                └─ abandon      packs removed, but for those that others claimed
 //!              └─ (expires)                     packs stay under a dead lease, for collect
 //! ```
 
@@ -12,26 +12,78 @@ use env::Timestamp;
 use model::{Error, Kind, Result};
 use sqlx::SqliteConnection;
 
-use super::batch::{Batch, asked};
 use super::failure::Failure;
-use super::packs::pack_name;
-use crate::records::LeaseId;
+use super::packs::{Rows, pack_name};
+use crate::records::{LeaseId, Mark};
+
+/// What a lease is for, as the file numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Writing or reading versions. Collect waits for it.
+    Work = 0,
+    /// A collect. There is one at a time.
+    Collect = 1,
+}
 
 /// Begins a lease. Forgets leases that have expired: without a row a lease is dead for good.
 pub(super) async fn begin(
     connection: &mut SqliteConnection,
     now: Timestamp,
     time_to_live: Duration,
+    purpose: Purpose,
 ) -> Result<LeaseId, Failure> {
     sqlx::query("DELETE FROM lease WHERE expires <= ?1")
         .bind(now.0)
         .execute(&mut *connection)
         .await?;
-    let id = sqlx::query_scalar("INSERT INTO lease (expires) VALUES (?1) RETURNING id")
-        .bind(now.plus(time_to_live).0)
-        .fetch_one(connection)
-        .await?;
+    if purpose == Purpose::Collect {
+        require_no_other_collect(connection).await?;
+    }
+    let id =
+        sqlx::query_scalar("INSERT INTO lease (purpose, expires) VALUES (?1, ?2) RETURNING id")
+            .bind(purpose as i64)
+            .bind(now.plus(time_to_live).0)
+            .fetch_one(connection)
+            .await?;
     Ok(LeaseId(id))
+}
+
+async fn require_no_other_collect(connection: &mut SqliteConnection) -> Result<(), Failure> {
+    let other: Option<i64> = sqlx::query_scalar("SELECT id FROM lease WHERE purpose = ?1 LIMIT 1")
+        .bind(Purpose::Collect as i64)
+        .fetch_optional(connection)
+        .await?;
+    match other {
+        None => Ok(()),
+        Some(_) => Err(Error::new(Kind::Refused, "collect", "the repository")
+            .because("another collect is at work, or died a short time ago")
+            .hint("it ends by itself; try again later")
+            .into()),
+    }
+}
+
+/// The instant now: every lease that has begun is below it.
+pub(super) async fn mark(connection: &mut SqliteConnection) -> Result<Mark, Failure> {
+    let last: Option<i64> =
+        sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'lease'")
+            .fetch_optional(connection)
+            .await?;
+    Ok(Mark(last.unwrap_or(0) + 1))
+}
+
+/// How many leases of work are alive that began before a mark.
+pub(super) async fn alive_before(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    mark: Mark,
+) -> Result<u64, Failure> {
+    let query = "SELECT count(*) FROM lease WHERE purpose = ?1 AND id < ?2 AND expires > ?3";
+    Ok(sqlx::query_scalar(query)
+        .bind(Purpose::Work as i64)
+        .bind(mark.0)
+        .bind(now.0)
+        .fetch_one(connection)
+        .await?)
 }
 
 /// Makes a lease that is alive live from now.
@@ -72,7 +124,7 @@ pub(super) async fn require_alive(
         .into())
 }
 
-/// Ends a lease. The packs put under it were adopted before, or condemned.
+/// Ends a lease. The packs put under it are nobody's already, or removed.
 pub(super) async fn end(connection: &mut SqliteConnection, lease: LeaseId) -> Result<(), Failure> {
     sqlx::query("DELETE FROM lease WHERE id = ?1").bind(lease.0).execute(connection).await?;
     Ok(())
@@ -81,9 +133,7 @@ pub(super) async fn end(connection: &mut SqliteConnection, lease: LeaseId) -> Re
 /// A pack put under a lease that is being given up, with the keys of its rows.
 pub(super) struct Abandoned {
     pack: i64,
-    realm: i64,
-    digests: Batch,
-    hooks: Batch,
+    rows: Rows,
 }
 
 /// Finds what abandoning a lease would remove. Reads all entries and hooks, because an index by pack
@@ -93,27 +143,19 @@ pub(super) async fn find_abandoned(
     connection: &mut SqliteConnection,
     lease: LeaseId,
 ) -> Result<Vec<Abandoned>, Failure> {
-    let packs: Vec<(i64, i64)> =
-        sqlx::query_as("SELECT id, realm FROM pack WHERE lease = ?1 AND condemned = 0 ORDER BY id")
-            .bind(lease.0)
-            .fetch_all(&mut *connection)
-            .await?;
-    let mut found: Vec<Abandoned> = packs
-        .into_iter()
-        .map(|(pack, realm)| Abandoned {
-            pack,
-            realm,
-            digests: Batch::default(),
-            hooks: Batch::default(),
-        })
-        .collect();
+    let packs: Vec<i64> = sqlx::query_scalar("SELECT id FROM pack WHERE lease = ?1 ORDER BY id")
+        .bind(lease.0)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut found: Vec<Abandoned> =
+        packs.into_iter().map(|pack| Abandoned { pack, rows: Rows::default() }).collect();
     if found.is_empty() {
         return Ok(found);
     }
-    let of_lease = "(SELECT id FROM pack WHERE lease = ?1 AND condemned = 0)";
     for (table, key) in [("entry", "digest"), ("hook", "hook")] {
         let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-            "SELECT pack, {key} FROM {table} WHERE pack IN {of_lease}"
+            "SELECT pack, {key} FROM {table}
+              WHERE pack IN (SELECT id FROM pack WHERE lease = ?1)"
         )))
         .bind(lease.0)
         .fetch_all(&mut *connection)
@@ -124,8 +166,8 @@ pub(super) async fn find_abandoned(
                 continue;
             };
             let keys = match table {
-                "entry" => &mut found[index].digests,
-                _ => &mut found[index].hooks,
+                "entry" => &mut found[index].rows.digests,
+                _ => &mut found[index].rows.hooks,
             };
             keys.bytes.extend_from_slice(&key);
             keys.count += 1;
@@ -134,68 +176,25 @@ pub(super) async fn find_abandoned(
     Ok(found)
 }
 
-/// Ends a lease and removes the packs that were put under it, unless another lease is alive, whose
-/// holder may be deduplicating against them: then they are condemned, for collect to look at.
+/// Ends a lease and removes the packs that were put under it and that nobody has claimed since.
 /// Returns the names of the removed.
 pub(super) async fn abandon(
     connection: &mut SqliteConnection,
     lease: LeaseId,
-    now: Timestamp,
     found: &[Abandoned],
 ) -> Result<Vec<String>, Failure> {
     end(connection, lease).await?;
-    let others: Option<i64> = sqlx::query_scalar("SELECT 1 FROM lease WHERE expires > ?1 LIMIT 1")
-        .bind(now.0)
-        .fetch_optional(&mut *connection)
-        .await?;
     let mut removed = Vec::new();
-    if others.is_none() {
-        for abandoned in found {
-            removed.extend(remove(connection, lease, abandoned).await?);
-        }
+    for Abandoned { pack, rows } in found {
+        let gone: Option<(Vec<u8>, i64)> =
+            sqlx::query_as("DELETE FROM pack WHERE id = ?1 AND lease = ?2 RETURNING name, realm")
+                .bind(pack)
+                .bind(lease.0)
+                .fetch_optional(&mut *connection)
+                .await?;
+        let Some((name, realm)) = gone else { continue };
+        rows.remove(connection, realm, *pack).await?;
+        removed.push(pack_name(&name)?);
     }
-    sqlx::query("UPDATE pack SET condemned = 1 WHERE lease = ?1 AND condemned = 0")
-        .bind(lease.0)
-        .execute(connection)
-        .await?;
     Ok(removed)
-}
-
-/// Removes a pack that is still this lease's own. Returns its name, or `None` if it no longer is.
-async fn remove(
-    connection: &mut SqliteConnection,
-    lease: LeaseId,
-    abandoned: &Abandoned,
-) -> Result<Option<String>, Failure> {
-    let name: Option<Vec<u8>> = sqlx::query_scalar(
-        "DELETE FROM pack WHERE id = ?1 AND lease = ?2 AND condemned = 0 RETURNING name",
-    )
-    .bind(abandoned.pack)
-    .bind(lease.0)
-    .fetch_optional(&mut *connection)
-    .await?;
-    let Some(name) = name else { return Ok(None) };
-    sqlx::query(asked!(
-        "?2",
-        "DELETE FROM entry WHERE realm = ?3 AND pack = ?4
-            AND digest IN (SELECT substr(?1, i * 32 + 1, 32) FROM asked)"
-    ))
-    .bind(&abandoned.digests.bytes)
-    .bind(abandoned.digests.count)
-    .bind(abandoned.realm)
-    .bind(abandoned.pack)
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query(asked!(
-        "?2",
-        "DELETE FROM hook WHERE realm = ?3 AND pack = ?4
-            AND hook IN (SELECT substr(?1, i * 8 + 1, 8) FROM asked)"
-    ))
-    .bind(&abandoned.hooks.bytes)
-    .bind(abandoned.hooks.count)
-    .bind(abandoned.realm)
-    .bind(abandoned.pack)
-    .execute(connection)
-    .await?;
-    Ok(Some(pack_name(&name)?))
 }

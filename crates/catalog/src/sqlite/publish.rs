@@ -1,19 +1,20 @@
 //! The transactions that make versions exist.
 
 use env::Timestamp;
-use model::{Error, ImageName, Kind, Result, Selector, VersionId};
+use model::{
+    ContentDigest, Error, ImageName, Kind, LayoutDigest, Result, Selector, VersionId, VersionNumber,
+};
 use sqlx::SqliteConnection;
 
-use super::batch::{Batch, asked};
 use super::connections::integer;
 use super::failure::Failure;
-use super::leases;
 use super::versions::{find, number_of_kind, put_tag};
-use crate::records::{LeaseId, PackId, Publication, VersionFacts, VersionRecord};
+use super::{leases, roots};
+use crate::records::{Condition, EntryDigest, LeaseId, Publication, VersionFacts, VersionRecord};
 
 const PUBLISH: &str = "publish";
 
-/// Makes a version exist, adopts the packs it refers to, ends the lease.
+/// Makes a version exist, makes the packs of the lease nobody's, ends the lease.
 pub(super) async fn publish(
     connection: &mut SqliteConnection,
     lease: LeaseId,
@@ -21,12 +22,22 @@ pub(super) async fn publish(
     publication: &Publication,
 ) -> Result<VersionRecord, Failure> {
     leases::require_alive(connection, lease, now, PUBLISH).await?;
-    if publication.image_must_be_new {
-        require_new(connection, &publication.image, PUBLISH).await?;
+    require_base(connection, publication).await?;
+    match publication.condition {
+        Condition::Any => {}
+        Condition::NewImage => require_new(connection, &publication.image, PUBLISH).await?,
+        Condition::LatestIs(number) => {
+            require_latest(connection, &publication.image, number).await?;
+        }
     }
-    adopt(connection, lease, publication).await?;
-    let (image, number) =
-        insert(connection, &publication.image, &publication.facts, now, PUBLISH).await?;
+    release_packs(connection, lease).await?;
+    let version = NewVersion {
+        image: &publication.image,
+        facts: &publication.facts,
+        record: publication.record,
+        operation: PUBLISH,
+    };
+    let (image, number) = version.insert(connection, now).await?;
     if let Some(tag) = &publication.tag {
         put_tag(connection, image, number, tag).await?;
     }
@@ -48,49 +59,127 @@ pub(super) async fn clone_version(
         origin: format!("clone {from}"),
         ..source.facts
     };
-    insert(connection, image, &facts, now, "clone to").await?;
+    let version = NewVersion { image, facts: &facts, record: None, operation: "clone to" };
+    version.insert(connection, now).await?;
     newest(connection, image).await
 }
 
-/// Checks that every pack a publication names exists, and makes it and the packs put under the
-/// lease nobody's: from now on no lease that is abandoned takes them along, and collect spares them.
-async fn adopt(
+/// Gives the versions and holds of a content a new layout where they have the old one.
+pub(super) async fn swap_layout(
     connection: &mut SqliteConnection,
     lease: LeaseId,
-    publication: &Publication,
-) -> Result<(), Failure> {
-    let named = Batch::of_integers(publication.packs.iter().map(|&PackId(pack)| pack));
-    let missing: Option<i64> = sqlx::query_scalar(asked!(
-        "?2",
-        "SELECT CAST(substr(?1, i * 20 + 1, 20) AS INTEGER) AS named FROM asked
-          WHERE NOT EXISTS (SELECT 1 FROM pack WHERE id = named) LIMIT 1"
-    ))
-    .bind(&named.bytes)
-    .bind(named.count)
-    .fetch_optional(&mut *connection)
-    .await?;
-    if let Some(pack) = missing {
-        return Err(Error::new(Kind::Stale, PUBLISH, publication.image.as_str())
-            .because(format!("pack {pack}, to which the version refers, was removed meanwhile"))
-            .hint("start again: what is missing will be stored anew")
-            .into());
+    now: Timestamp,
+    content: ContentDigest,
+    [old, new]: [LayoutDigest; 2],
+) -> Result<u64, Failure> {
+    leases::require_alive(connection, lease, now, "lay out anew").await?;
+    let revision = roots::next_revision(connection).await?;
+    let mut swapped = 0;
+    for table in ["version", "hold"] {
+        let done = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "UPDATE {table} SET layout = ?3, revision = ?4 WHERE content = ?1 AND layout = ?2"
+        )))
+        .bind(content.as_bytes().as_slice())
+        .bind(old.as_bytes().as_slice())
+        .bind(new.as_bytes().as_slice())
+        .bind(revision)
+        .execute(&mut *connection)
+        .await?;
+        swapped += done.rows_affected();
     }
-    // Only rows that change are written: most packs that a publication names were adopted long ago.
-    sqlx::query(asked!(
-        "?2",
-        "UPDATE pack SET lease = NULL, condemned = 0
-          WHERE id IN (SELECT CAST(substr(?1, i * 20 + 1, 20) AS INTEGER) FROM asked)
-            AND (lease IS NOT NULL OR condemned <> 0)"
-    ))
-    .bind(&named.bytes)
-    .bind(named.count)
+    if swapped > 0 {
+        release_packs(connection, lease).await?;
+    }
+    Ok(swapped)
+}
+
+/// Says that another entry tells of a version's publication. The version is a root of it from now on.
+pub(super) async fn replace_record(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+    now: Timestamp,
+    version: &VersionId,
+    [old, new]: [EntryDigest; 2],
+) -> Result<(), Failure> {
+    let operation = "replace the record";
+    leases::require_alive(connection, lease, now, operation).await?;
+    let revision = roots::next_revision(connection).await?;
+    let replaced = sqlx::query(
+        "UPDATE version SET record = ?4, revision = ?5
+          WHERE image = (SELECT id FROM image WHERE name = ?1) AND number = ?2 AND record = ?3",
+    )
+    .bind(version.image.as_str())
+    .bind(version.version.get().cast_signed())
+    .bind(old.as_slice())
+    .bind(new.as_slice())
+    .bind(revision)
     .execute(&mut *connection)
     .await?;
-    sqlx::query("UPDATE pack SET lease = NULL, condemned = 0 WHERE lease = ?1")
+    if replaced.rows_affected() == 0 {
+        return Err(Error::new(Kind::Stale, operation, version.to_string())
+            .because("it is gone, or has another record by now")
+            .into());
+    }
+    release_packs(connection, lease).await
+}
+
+/// Makes the packs put under a lease nobody's: from now on something refers to them.
+pub(super) async fn release_packs(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+) -> Result<(), Failure> {
+    sqlx::query("UPDATE pack SET lease = NULL, condemned = NULL WHERE lease = ?1")
         .bind(lease.0)
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Checks that the version that a publication is based on has the layout of which it keeps parts.
+///
+/// A layout that no version has any more is nothing that collect looks for: what it refers to may be
+/// condemned already.
+async fn require_base(
+    connection: &mut SqliteConnection,
+    publication: &Publication,
+) -> Result<(), Failure> {
+    let Some((base, layout)) = &publication.based_on else { return Ok(()) };
+    let unchanged: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM image i JOIN version v ON v.image = i.id
+                         WHERE i.name = ?1 AND v.number = ?2 AND v.layout = ?3)",
+    )
+    .bind(base.image.as_str())
+    .bind(base.version.get().cast_signed())
+    .bind(layout.as_bytes().as_slice())
+    .fetch_one(connection)
+    .await?;
+    if unchanged {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Stale, PUBLISH, publication.image.as_str())
+        .because(format!("{base}, upon which it is made, was removed or laid out anew meanwhile"))
+        .hint("start again")
+        .into())
+}
+
+async fn require_latest(
+    connection: &mut SqliteConnection,
+    image: &ImageName,
+    number: VersionNumber,
+) -> Result<(), Failure> {
+    let latest: Option<i64> = sqlx::query_scalar(
+        "SELECT max(v.number) FROM image i JOIN version v ON v.image = i.id WHERE i.name = ?1",
+    )
+    .bind(image.as_str())
+    .fetch_one(connection)
+    .await?;
+    if latest == Some(number.get().cast_signed()) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Stale, PUBLISH, image.as_str())
+        .because(format!("version {number} is its latest no longer"))
+        .hint("start again")
+        .into())
 }
 
 async fn require_new(
@@ -113,45 +202,57 @@ async fn require_new(
     Ok(())
 }
 
-/// Inserts the next version of an image. Returns the database's number of the image, and the
-/// version's number.
-async fn insert(
-    connection: &mut SqliteConnection,
-    image: &ImageName,
-    facts: &VersionFacts,
-    now: Timestamp,
+/// A version on its way into the tables.
+struct NewVersion<'a> {
+    image: &'a ImageName,
+    facts: &'a VersionFacts,
+    record: Option<EntryDigest>,
     operation: &'static str,
-) -> Result<(i64, i64), Failure> {
-    let length = integer(facts.length, operation, image.as_str())?;
-    let data_len = integer(facts.data_len, operation, image.as_str())?;
-    let (id, number): (i64, i64) = sqlx::query_as(
-        "INSERT INTO image (name, last_version) VALUES (?1, 1)
-         ON CONFLICT (name) DO UPDATE SET last_version = last_version + 1
-         RETURNING id, last_version",
-    )
-    .bind(image.as_str())
-    .fetch_one(&mut *connection)
-    .await?;
-    let parent = facts.parent.as_ref();
-    sqlx::query(
-        "INSERT INTO version (image, number, kind, length, data_len, content, layout,
-                              parent_image, parent_number, origin, created)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-    )
-    .bind(id)
-    .bind(number)
-    .bind(number_of_kind(facts.kind))
-    .bind(length)
-    .bind(data_len)
-    .bind(facts.content.as_bytes().as_slice())
-    .bind(facts.layout.as_bytes().as_slice())
-    .bind(parent.map(|parent| parent.image.as_str()))
-    .bind(parent.map(|parent| parent.version.get().cast_signed()))
-    .bind(&facts.origin)
-    .bind(now.0)
-    .execute(connection)
-    .await?;
-    Ok((id, number))
+}
+
+impl NewVersion<'_> {
+    /// Inserts the next version of an image. Returns the database's number of the image, and the
+    /// version's number.
+    async fn insert(
+        &self,
+        connection: &mut SqliteConnection,
+        now: Timestamp,
+    ) -> Result<(i64, i64), Failure> {
+        let NewVersion { image, facts, .. } = *self;
+        let length = integer(facts.length, self.operation, image.as_str())?;
+        let data_len = integer(facts.data_len, self.operation, image.as_str())?;
+        let (id, number): (i64, i64) = sqlx::query_as(
+            "INSERT INTO image (name, last_version) VALUES (?1, 1)
+             ON CONFLICT (name) DO UPDATE SET last_version = last_version + 1
+             RETURNING id, last_version",
+        )
+        .bind(image.as_str())
+        .fetch_one(&mut *connection)
+        .await?;
+        let revision = roots::next_revision(connection).await?;
+        let parent = facts.parent.as_ref();
+        sqlx::query(
+            "INSERT INTO version (image, number, kind, length, data_len, content, layout,
+                                  parent_image, parent_number, origin, created, record, revision)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        )
+        .bind(id)
+        .bind(number)
+        .bind(number_of_kind(facts.kind))
+        .bind(length)
+        .bind(data_len)
+        .bind(facts.content.as_bytes().as_slice())
+        .bind(facts.layout.as_bytes().as_slice())
+        .bind(parent.map(|parent| parent.image.as_str()))
+        .bind(parent.map(|parent| parent.version.get().cast_signed()))
+        .bind(&facts.origin)
+        .bind(now.0)
+        .bind(self.record.as_ref().map(EntryDigest::as_slice))
+        .bind(revision)
+        .execute(connection)
+        .await?;
+        Ok((id, number))
+    }
 }
 
 async fn newest(

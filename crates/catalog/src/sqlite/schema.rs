@@ -7,7 +7,7 @@ use super::connections::Connections;
 use super::failure::Failure;
 
 /// The format that this code reads and writes: SQLite's `user_version`.
-pub(super) const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 2;
 
 /// SQLite's `application_id`: `lard` in ASCII.
 pub(super) const APPLICATION_ID: i64 = 0x6c61_7264;
@@ -19,6 +19,25 @@ const OPERATION: &str = "open the catalog";
 enum State {
     Empty,
     Ready,
+}
+
+/// Makes sure that the file is there, and a catalog of this format.
+pub(super) fn require(connections: &Connections) -> Result<()> {
+    let file = connections.file();
+    let name = file.display().to_string();
+    let exists = file.try_exists().map_err(|error| Error::io(OPERATION, name.clone(), error))?;
+    let missing = |reason: &str| {
+        Error::new(Kind::Corrupt, OPERATION, name.clone())
+            .because(reason)
+            .hint("`larder scrub --rebuild` makes it anew from the packs")
+    };
+    if !exists {
+        return Err(missing("the file is missing"));
+    }
+    match connections.read(OPERATION, async |c| state(c, &name).await)? {
+        State::Ready => Ok(()),
+        State::Empty => Err(missing("the file is empty")),
+    }
 }
 
 /// Makes sure that the file is a catalog of this format; makes it one if it is absent or empty.
@@ -60,7 +79,8 @@ async fn state(connection: &mut SqliteConnection, name: &str) -> Result<State, F
             Err(refused(reason).hint("use a newer larder").into())
         }
         (APPLICATION_ID, other, _) => {
-            Err(refused(format!("its format {other} is none that larder ever wrote")).into())
+            let reason = format!("its format {other} is from before the first release");
+            Err(refused(reason).hint("make a new repository and import the images again").into())
         }
         _ => Err(refused("it is a database of another program".to_string()).into()),
     }

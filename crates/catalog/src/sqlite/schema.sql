@@ -1,4 +1,4 @@
--- The tables of the catalog, format 1. Explained in docs/formats/catalog.md.
+-- The tables of the catalog, format 2. Explained in docs/formats/catalog.md.
 -- What this file makes is compared with a checked-in copy: change it together with the format number.
 
 CREATE TABLE realm (
@@ -24,9 +24,39 @@ CREATE TABLE version (
     parent_number INTEGER,
     origin TEXT NOT NULL,
     created INTEGER NOT NULL,
+    record BLOB,
+    revision INTEGER NOT NULL,
     attach_count INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (image, number)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX version_revision ON version (revision);
+
+CREATE INDEX version_content ON version (content);
+
+CREATE TABLE hold (
+    holder TEXT PRIMARY KEY,
+    image TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    content BLOB NOT NULL,
+    layout BLOB NOT NULL,
+    revision INTEGER NOT NULL,
+    expires INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE boot_set (
+    content BLOB NOT NULL,
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    boots INTEGER NOT NULL,
+    PRIMARY KEY (content, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE revision (
+    last INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO revision (last) VALUES (0);
 
 CREATE TABLE tag (
     image INTEGER NOT NULL,
@@ -45,6 +75,7 @@ CREATE TABLE label (
 
 CREATE TABLE lease (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
+    purpose INTEGER NOT NULL,
     expires INTEGER NOT NULL
 ) STRICT;
 
@@ -53,7 +84,7 @@ CREATE TABLE pack (
     name BLOB NOT NULL UNIQUE,
     realm INTEGER NOT NULL REFERENCES realm (id),
     lease INTEGER,
-    condemned INTEGER NOT NULL DEFAULT 0,
+    condemned INTEGER,
     stored_len INTEGER NOT NULL,
     data_len INTEGER NOT NULL,
     data_stored_len INTEGER NOT NULL,

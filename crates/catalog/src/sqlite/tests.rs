@@ -61,7 +61,7 @@ fn the_schema_is_the_one_that_was_promised() {
     for (what, name, sql) in rows {
         dump.push_str(&format!("\n{what} {name}\n{}\n", sql.unwrap_or_default()));
     }
-    let golden = include_str!("../../golden/schema-1.txt");
+    let golden = include_str!("../../golden/schema-2.txt");
     assert_eq!(dump, golden, "the format changed: give it a new number, a new golden file, a page");
 }
 
@@ -105,6 +105,23 @@ fn an_empty_file_becomes_a_catalog() {
     let path = folder.path().join("catalog.sqlite");
     std::fs::write(&path, "").unwrap();
     assert!(open(&path).unwrap().images(&ImageFilter::default()).unwrap().is_empty());
+}
+
+#[test]
+fn a_catalog_that_must_be_there_is_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("catalog.sqlite");
+    let clock = || Arc::new(env::SystemClock);
+    let refused = || SqliteCatalog::open_existing(&path, clock()).err().expect("an error");
+    for reason in ["the file is missing", "the file is empty"] {
+        let error = refused();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.to_string().ends_with(reason), "{error}");
+        assert!(error.hint_text().unwrap().contains("larder scrub --rebuild"));
+        std::fs::write(&path, "").unwrap();
+    }
+    drop(open(&path).unwrap());
+    SqliteCatalog::open_existing(&path, clock()).unwrap().check_pages().unwrap();
 }
 
 #[test]

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
 use super::failure::Failure;
-use super::near;
+use super::{boot_sets, near};
 use crate::records::{VersionFacts, VersionRecord};
 
 /// Everything of a version in one row; the condition comes after.
@@ -157,9 +157,9 @@ pub(super) async fn remove(
           WHERE image = ?1 AND NOT EXISTS (SELECT 1 FROM version WHERE image = ?1)",
     )
     .bind(image)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(())
+    boot_sets::forget_unused(connection).await
 }
 
 /// Why a reference means nothing: no such image, or no such version or tag of it.
@@ -266,7 +266,7 @@ impl FromRow<'_, SqliteRow> for VersionRecord {
     }
 }
 
-fn digest(bytes: &[u8]) -> sqlx::Result<[u8; DIGEST_LEN]> {
+pub(super) fn digest(bytes: &[u8]) -> sqlx::Result<[u8; DIGEST_LEN]> {
     bytes.try_into().map_err(damaged)
 }
 
@@ -280,7 +280,8 @@ pub(super) fn number_of_kind(kind: VersionKind) -> i64 {
     }
 }
 
-fn kind_from_number(number: i64) -> sqlx::Result<VersionKind> {
+/// The kind of version that a number means.
+pub(super) fn kind_from_number(number: i64) -> sqlx::Result<VersionKind> {
     match number {
         0 => Ok(VersionKind::Disk),
         1 => Ok(VersionKind::Memory),

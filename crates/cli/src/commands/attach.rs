@@ -1,11 +1,12 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use attach::nbd::Address;
 use env::RealFileSystem;
-use host::{AttachRequest, DoorOptions, Owner, Ready};
-use mirror::StateFolder;
+use host::{Asked, AttachRequest, DoorOptions, Owner, Ready};
+use mirror::{Patience, StateFolder};
 use model::{Error, Kind, MirrorName, Reference, Result};
 
 use crate::arguments::Format;
@@ -19,6 +20,9 @@ use crate::output::{human_len, print_json, print_line};
 /// what is written stays with the mirror until it is committed. It is served in the foreground until
 /// Ctrl-C or `larder detach`; one line `ready` is printed once it serves. One door takes writes: of
 /// those that are named, the first in the order vhost-user, NBD, FUSE. Further doors read only.
+///
+/// Where `larder host run` runs for this state folder, it is that daemon which serves the mirror,
+/// until Ctrl-C or `larder detach`, also if this command is killed.
 #[derive(Debug, clap::Args)]
 pub struct Attach {
     /// The version.
@@ -38,6 +42,13 @@ pub struct Attach {
     /// Take no writes at any door.
     #[arg(long)]
     read_only: bool,
+    /// How long a read waits while the repository cannot be reached, before it fails; without this,
+    /// until it can be reached again. What is on this host is read and written all the while.
+    #[arg(long, value_name = "SECONDS")]
+    fetch_timeout: Option<u64>,
+    /// Record what is read, until the mirror is detached, as a working set of this name.
+    #[arg(long, value_name = "NAME")]
+    record: Option<String>,
     /// Serve in the background; return once it serves.
     #[arg(long)]
     detach: bool,
@@ -53,55 +64,95 @@ impl Attach {
                 .because("no door is named")
                 .hint("add `--vhost-user SOCKET`, `--nbd SOCKET` or `--fuse DIR`"));
         }
+        let patience = match self.fetch_timeout {
+            None => Patience::Unlimited,
+            Some(seconds) => Patience::Limited(Duration::from_secs(seconds)),
+        };
+        let request = AttachRequest {
+            reference: Some(self.reference),
+            mirror: self.mirror,
+            doors: DoorOptions {
+                vhost_user: self.vhost_user,
+                nbd: self.nbd,
+                fuse: self.fuse,
+                read_only: self.read_only,
+            },
+            patience,
+            record: self.record,
+        };
+        // From here on a signal detaches.
+        let waiter = Waiter::new()?;
+        if let Some(ready) =
+            host::client::attach(&state_folder(context), &context.repo.path, &request)?
+        {
+            print_ready(&ready, context.format)?;
+            return match self.detach {
+                true => Ok(()),
+                false => wait_for_daemon(context, &request.mirror, waiter),
+            };
+        }
         match self.detach {
             true => serve_in_background(),
-            false => self.serve(context),
+            false => serve(context, &request, waiter),
         }
     }
+}
 
-    fn serve(self, context: &Context) -> Result<()> {
-        if std::env::var_os(IN_BACKGROUND).is_some() {
-            // Away from the terminal, whose end would end this. It fails where that is done already.
-            let _ = rustix::process::setsid();
-        }
-        let mut waiter = Waiter::new()?;
-        let state = state_folder(context);
-        let owner = Owner::start(
-            context.repository()?,
-            state,
-            &AttachRequest {
-                reference: self.reference,
-                mirror: self.mirror,
-                doors: DoorOptions {
-                    vhost_user: self.vhost_user,
-                    nbd: self.nbd,
-                    fuse: self.fuse,
-                    read_only: self.read_only,
-                },
-            },
-        )?;
-        print_ready(&owner.ready(), context.format)?;
-        let stop = owner.stopper();
-        let wake = waiter.waker();
-        let signals = std::thread::spawn(move || {
-            waiter.wait();
-            stop();
-            // Ctrl-C after that ends it at once, as `kill -9` does: nothing that was answered is lost.
-            if waiter.wait_for_interrupt() {
-                std::process::exit(130);
-            }
-        });
-        owner.wait();
-        let stopped = owner.stop(false);
-        wake();
-        let _ = signals.join();
-        stopped
+/// Serves a mirror in this process until it is detached.
+fn serve(context: &Context, request: &AttachRequest, mut waiter: Waiter) -> Result<()> {
+    if std::env::var_os(IN_BACKGROUND).is_some() {
+        // Away from the terminal, whose end would end this. It fails where that is done already.
+        let _ = rustix::process::setsid();
     }
+    let owner = Owner::start(context.repository()?, state_folder(context), request)?;
+    print_ready(&owner.ready(), context.format)?;
+    let handle = owner.handle();
+    let wake = waiter.waker();
+    let signals = std::thread::spawn(move || {
+        waiter.wait();
+        handle.ask_to_stop(Asked::Detach { discard: false });
+        // Ctrl-C after that ends it at once, as `kill -9` does: nothing that was answered is lost.
+        if waiter.wait_for_interrupt() {
+            std::process::exit(130);
+        }
+    });
+    let asked = owner.wait();
+    let stopped = owner.end(asked);
+    wake();
+    let _ = signals.join();
+    stopped
+}
+
+/// Waits until a mirror that the daemon serves is detached, here by a signal or elsewhere.
+fn wait_for_daemon(context: &Context, name: &MirrorName, mut waiter: Waiter) -> Result<()> {
+    let wake = waiter.waker();
+    let state = state_folder(context);
+    std::thread::scope(|scope| {
+        let signals = scope.spawn(|| {
+            if !waiter.wait() {
+                return Ok(());
+            }
+            // Ctrl-C once more ends the wait; the daemon goes on detaching.
+            let impatient = waiter.waker();
+            std::thread::spawn(move || {
+                if waiter.wait_for_interrupt() {
+                    std::process::exit(130);
+                }
+            });
+            let detached = host::mirrors::detach(&state, name, false, || context.repository());
+            impatient();
+            detached.map(drop)
+        });
+        let waited = host::client::wait_for_detach(&state, name);
+        wake();
+        let detached = signals.join().unwrap_or(Ok(()));
+        waited.and(detached)
+    })
 }
 
 /// Reads an address. What is wrong with it stands in the error's cause and hint, of which clap
 /// prints neither.
-fn parse_address(text: &str) -> Result<Address, String> {
+pub fn parse_address(text: &str) -> Result<Address, String> {
     text.parse::<Address>().map_err(|error| match error.hint_text() {
         Some(hint) => format!("{}; {hint}", error.chain()),
         None => error.chain(),

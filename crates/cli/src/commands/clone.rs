@@ -19,6 +19,7 @@ impl Clone {
         let repository = context.repository()?;
         let from = repository.catalog().version(&self.reference)?.id;
         let version = repository.catalog().clone_version(&from, &self.image)?;
+        repository.export_names_if_old();
         match context.format {
             Format::Json => print_json(&json!({
                 "image": version.id.image,

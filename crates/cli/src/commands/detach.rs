@@ -18,7 +18,9 @@ pub struct Detach {
 
 impl Detach {
     pub fn run(self, context: &Context) -> Result<()> {
-        let was_served = host::mirrors::detach(&state_folder(context), &self.name, self.discard)?;
+        let state = state_folder(context);
+        let was_served =
+            host::mirrors::detach(&state, &self.name, self.discard, || context.repository())?;
         if context.format == Format::Json {
             return print_json(&json!({
                 "mirror": self.name, "was_served": was_served, "discarded": self.discard,

@@ -24,6 +24,7 @@ impl Label {
         let (key, value) = self.label;
         let value = (!value.is_empty()).then_some(value);
         repository.catalog().set_label(&image, &key, value.as_deref())?;
+        repository.export_names_if_old();
         match (context.format, value) {
             (Format::Json, value) => {
                 print_json(&json!({ "image": image, "label": key, "value": value }))

@@ -1,30 +1,39 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod boot_set;
 mod clone;
+mod collect;
 mod commit;
 mod completions;
 mod create;
 mod detach;
 mod export;
+mod host;
 mod import;
 mod label;
 mod length;
 mod list;
 mod man;
 mod mirrors;
+mod read;
 mod remove;
+mod report;
 mod run;
+mod scrub;
 mod settings;
 mod show;
 mod stats;
+mod stream;
 mod tag;
+mod write;
 
 use clap::Subcommand;
 use model::Result;
 
 use crate::arguments::Arguments;
 use crate::context::Context;
+use crate::output::Log;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -32,6 +41,9 @@ pub enum Command {
     Import(import::Import),
     Export(export::Export),
     Create(create::Create),
+    Write(write::Write),
+    Append(write::Append),
+    Read(read::Read),
     List(list::List),
     Show(show::Show),
     Label(label::Label),
@@ -43,10 +55,25 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Host(host::Host),
+    Scrub(scrub::Scrub),
+    BootSet(boot_set::BootSet),
+    Report(report::Report),
+    Collect(collect::Collect),
     Stats(stats::Stats),
     Settings(settings::Settings),
     Completions(completions::Completions),
     Man(man::Man),
+}
+
+impl Command {
+    /// How its log is to look; most commands have nothing to log but warnings.
+    pub fn log(&self) -> Log {
+        match self {
+            Command::Host(host) => host.log(),
+            _ => Log::Warnings,
+        }
+    }
 }
 
 /// Runs what was typed.
@@ -56,6 +83,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Import(command) => command.run(&context),
         Command::Export(command) => command.run(&context),
         Command::Create(command) => command.run(&context),
+        Command::Write(command) => command.run(&context),
+        Command::Append(command) => command.run(&context),
+        Command::Read(command) => command.run(&context),
         Command::List(command) => command.run(&context),
         Command::Show(command) => command.run(&context),
         Command::Label(command) => command.run(&context),
@@ -67,6 +97,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Host(command) => command.run(&context),
+        Command::Scrub(command) => command.run(&context),
+        Command::BootSet(command) => command.run(&context),
+        Command::Report(command) => command.run(&context),
+        Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Settings(command) => command.run(&context),
         Command::Completions(command) => command.run(),

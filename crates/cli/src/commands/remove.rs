@@ -39,10 +39,20 @@ impl Remove {
                 vec![found.id]
             }
         };
+        repository.export_names_if_old();
+        let held: Vec<String> = catalog
+            .holds()?
+            .into_iter()
+            .filter(|hold| removed.contains(&hold.version))
+            .map(|hold| hold.holder)
+            .collect();
         let names: Vec<String> = removed.iter().map(ToString::to_string).collect();
         match context.format {
-            Format::Json => print_json(&json!({ "removed": names })),
-            Format::Text => print_line(&format!("removed {}", names.join(" "))),
+            Format::Json => print_json(&json!({ "removed": names, "held_by": held })),
+            Format::Text => {
+                print_line(&format!("removed {}", names.join(" ")))?;
+                held.iter().try_for_each(|holder| print_line(&format!("still held by {holder}")))
+            }
         }
     }
 }

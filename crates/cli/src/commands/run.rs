@@ -6,6 +6,7 @@ use attach::nbd::Address;
 use env::{Entropy, SystemEntropy};
 use guest::{Accelerator, Console, Drive, Guest, GuestConfig, Network};
 use host::{AttachRequest, DoorOptions, Owner};
+use mirror::Patience;
 use model::{Error, Kind, MirrorName, Reference, Result};
 
 use crate::commands::attach::state_folder;
@@ -54,20 +55,17 @@ impl Run {
         // From here on a signal ends the guest, and the mirror goes as it should.
         let mut waiter = Waiter::new()?;
         let socket = SocketFolder::make()?;
-        let owner = Owner::start(
-            context.repository()?,
-            state_folder(context),
-            &AttachRequest {
-                reference: self.reference,
-                mirror: mirror.clone(),
-                doors: DoorOptions {
-                    vhost_user: None,
-                    nbd: Some(Address::Unix(socket.path())),
-                    fuse: None,
-                    read_only: false,
-                },
+        let request = AttachRequest {
+            reference: Some(self.reference),
+            mirror: mirror.clone(),
+            doors: DoorOptions {
+                nbd: Some(Address::Unix(socket.path())),
+                ..DoorOptions::default()
             },
-        )?;
+            patience: Patience::Unlimited,
+            record: None,
+        };
+        let served = Served::start(context, &request)?;
         let drive =
             Drive::NbdUnix { socket: socket.path(), export: mirror.to_string(), read_only: false };
         let config = GuestConfig {
@@ -79,13 +77,39 @@ impl Run {
             ..GuestConfig::new(vec![drive], Console::Terminal)
         };
         let ended = run_guest(&config, &mut waiter);
-        let stopped = owner.stop(!is_kept);
+        let stopped = served.stop(context, &mirror, !is_kept);
         let status = ended?;
         stopped?;
         match status.success() {
             true => Ok(()),
             false => Err(Error::new(Kind::Unavailable, "run", mirror.as_str())
                 .because(format!("QEMU ended with {status}"))),
+        }
+    }
+}
+
+/// The mirror of a guest: served here, or by this host's daemon.
+enum Served {
+    Here(Owner),
+    ByDaemon,
+}
+
+impl Served {
+    fn start(context: &Context, request: &AttachRequest) -> Result<Self> {
+        let state = state_folder(context);
+        if host::client::attach(&state, &context.repo.path, request)?.is_some() {
+            return Ok(Served::ByDaemon);
+        }
+        Owner::start(context.repository()?, state, request).map(Served::Here)
+    }
+
+    fn stop(self, context: &Context, mirror: &MirrorName, discard: bool) -> Result<()> {
+        match self {
+            Served::Here(owner) => owner.stop(discard),
+            Served::ByDaemon => {
+                let state = state_folder(context);
+                host::mirrors::detach(&state, mirror, discard, || context.repository()).map(drop)
+            }
         }
     }
 }

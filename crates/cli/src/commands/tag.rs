@@ -19,6 +19,7 @@ impl Tag {
         let repository = context.repository()?;
         let version = repository.catalog().version(&self.reference)?.id;
         repository.catalog().set_tag(&version, &self.tag)?;
+        repository.export_names_if_old();
         match context.format {
             Format::Json => print_json(&json!({
                 "image": version.image, "version": version.version, "tag": self.tag,

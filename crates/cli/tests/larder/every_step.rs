@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use crate::collects::collect_once_free;
 use crate::harness::{Larder, Random};
 
 /// The calls that leave something behind, and at which of them to kill: each, or each so many.
@@ -35,7 +36,7 @@ fn gets_through(larder: &Larder, line: &str, calls: &str, nth: u32) -> bool {
 }
 
 /// Kills a command at each step of each kind, from the same start; `check` looks at what is left.
-fn kill_at_each_step(larder: &Larder, line: &str, check: impl Fn(&str)) {
+pub fn kill_at_each_step(larder: &Larder, line: &str, mut check: impl FnMut(&str)) {
     larder.shell("mkdir start && cp -r repo start/ && test ! -e state || cp -r state start/");
     let mut kill_count = 0;
     for (calls, stride) in CALLS {
@@ -100,5 +101,33 @@ fn a_commit_that_is_killed_at_any_step_leaves_the_old_version_or_the_new_one() {
         // The mirror has all it had: its next commit holds it.
         larder.json("commit m");
         check_export(&larder, "disk", &new, step);
+    });
+}
+
+#[test]
+fn a_collect_that_is_killed_at_any_step_leaves_every_version_whole() {
+    let larder = Larder::new();
+    let mut random = Random::new(1);
+    let mut bytes = random.bytes(1 << 20);
+    larder.write("disk.raw", &bytes);
+    larder.json("import disk.raw disk");
+    for block in bytes.chunks_mut(4096).step_by(2) {
+        block.copy_from_slice(&random.bytes(block.len()));
+    }
+    larder.write("disk.raw", &bytes);
+    larder.json("import disk.raw disk");
+    larder.write("gone.raw", &random.bytes(1 << 20));
+    larder.json("import gone.raw gone");
+    larder.json("remove gone");
+    larder.json("remove disk@1");
+    let mut step_count = 0;
+    kill_at_each_step(&larder, "collect --apply --quiet --lease-seconds 1", |step| {
+        check_export(&larder, "disk", &bytes, step);
+        step_count += 1;
+        if step_count % 8 == 0 {
+            collect_once_free(&larder);
+            check_export(&larder, "disk", &bytes, step);
+            assert_eq!(larder.json("collect")["removable_bytes"], 0, "{step}");
+        }
     });
 }

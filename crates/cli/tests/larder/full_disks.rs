@@ -179,3 +179,49 @@ fn an_export_into_a_full_disk_leaves_no_file() {
         assert_eq!(left, 0, "{line}");
     }
 }
+
+#[test]
+fn a_repair_into_a_full_disk_is_told_and_goes_on_once_there_is_room() {
+    let larder = Larder::new();
+    let Some(disk) = SmallDisk::mount(&larder, "repo", 64) else { return };
+    let bytes = write_random(&larder, "web.raw", 5, 8);
+    larder.json("import web.raw web");
+    larder.json("import web.raw same --repo donor");
+    let packs = crate::harness::files_below(&larder.path("repo/packs"));
+    for pack in packs {
+        let mut spoiled = std::fs::read(&pack).unwrap();
+        let middle = spoiled.len() / 2;
+        spoiled[16..middle].fill(0);
+        std::fs::write(pack, spoiled).unwrap();
+    }
+    for rest in [0, 4096, 100_000, 3 << 20] {
+        let filler = disk.fill(rest);
+        let outcome = larder.attempt("scrub --repair --from donor");
+        assert_eq!(outcome.code, Some(1), "{rest}");
+        assert!(is_about_space(&outcome.stderr), "{rest}: {}", outcome.stderr);
+        std::fs::remove_file(filler).unwrap();
+    }
+    larder.json("scrub --repair --from donor");
+    larder.json("scrub --deep");
+    assert!(exported(&larder, "web") == bytes);
+}
+
+#[test]
+fn a_rebuild_into_a_full_disk_leaves_what_there_was_and_works_once_there_is_room() {
+    let larder = Larder::new();
+    let Some(disk) = SmallDisk::mount(&larder, "repo", 64) else { return };
+    let bytes = write_random(&larder, "web.raw", 6, 8);
+    larder.json("import web.raw web");
+    let rubbish = b"no database".repeat(1000);
+    larder.write("repo/catalog.sqlite", &rubbish);
+    for rest in [0, 4096, 40_000] {
+        let filler = disk.fill(rest);
+        let failure = larder.fails("scrub --rebuild");
+        assert!(is_about_space(&failure.message), "{rest}: {failure:?}");
+        std::fs::remove_file(filler).unwrap();
+        assert_eq!(larder.read("repo/catalog.sqlite"), rubbish, "{rest}");
+        assert!(!larder.path("repo/catalog.sqlite.new").exists(), "{rest}");
+    }
+    larder.json("scrub --rebuild");
+    assert!(exported(&larder, "web") == bytes);
+}

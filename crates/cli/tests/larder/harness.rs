@@ -147,6 +147,21 @@ impl Larder {
         Ok(Served { process: Process { child }, ready, log })
     }
 
+    /// Starts this host's daemon and waits until it serves what it served before.
+    pub fn daemon(&self, line: &str) -> HostDaemon {
+        let log = self.path(format!("daemon-{}.log", unique()));
+        let mut command = self.command(&format!("host run {line} --format json --log json"));
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let mut ready = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut ready).unwrap();
+        assert!(!ready.is_empty(), "{}", std::fs::read_to_string(&log).unwrap());
+        let ready: Value = serde_json::from_str(&ready).unwrap();
+        assert_eq!(ready["event"], "ready");
+        HostDaemon { process: Process { child }, ready, log }
+    }
+
     /// Runs a shell line in the folder; true where it succeeded, and all that it printed.
     pub fn try_shell(&self, line: &str) -> (bool, String) {
         let output = Command::new("sh")
@@ -274,7 +289,7 @@ impl Drop for Process {
 pub struct Served {
     pub process: Process,
     pub ready: Value,
-    log: PathBuf,
+    pub log: PathBuf,
 }
 
 impl Served {
@@ -324,6 +339,32 @@ impl Drop for Served {
             let _unmounted =
                 Command::new("umount").arg("-l").arg(mount).stderr(Stdio::null()).status();
         }
+    }
+}
+
+/// This host's daemon. Killed when dropped.
+pub struct HostDaemon {
+    pub process: Process,
+    pub ready: Value,
+    log: PathBuf,
+}
+
+impl HostDaemon {
+    /// Ends it as a service manager does.
+    pub fn stop(mut self) {
+        self.process.signal(Signal::TERM);
+        assert!(self.process.ends_within(LIMIT), "the daemon does not end");
+        assert!(self.process.child.wait().unwrap().success(), "{}", self.log());
+    }
+
+    /// `kill -9`; returns when it is gone.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
     }
 }
 

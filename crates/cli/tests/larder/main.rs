@@ -8,9 +8,15 @@
 //! | [`every_step`] | `kill -9` at each call to the system, one after the other |
 //! | [`full_disks`] | no space left in the middle |
 //! | [`doors`] | real clients at NBD and FUSE |
+//! | [`blobs`] | write, append and read of byte ranges |
 //! | [`commits`] | changes become versions, served or not |
+//! | [`daemon`] | `larder host run`, and what goes through it |
+//! | [`outages`] | a repository that goes away and comes back |
+//! | [`soak`] | `fio --verify` while daemons are killed and the repository goes away |
 //! | [`survival`] | `kill -9` of attach, import and commit |
+//! | [`collects`] | bytes given back, beside others and after kills |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
 //! | [`many_images`] | thousands of images in the catalog |
@@ -22,16 +28,21 @@ mod harness;
 mod nbd_client;
 
 mod bad_input;
+mod blobs;
+mod collects;
 mod commits;
+mod daemon;
 mod doors;
 mod every_step;
 mod full_disks;
 mod guests;
 mod many_images;
 mod memory;
+mod outages;
 mod random_lives;
-
 mod round_trips;
+mod scrubs;
+mod soak;
 mod survival;
 mod texts;
 mod together;

@@ -1,4 +1,4 @@
-//! The memory of an import is bounded, however long the disk is.
+//! The memory of an import and of a write is bounded, however long they are.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -17,7 +17,19 @@ fn peak_len(pid: u32) -> usize {
 #[test]
 fn an_import_of_any_length_stays_below_256_mib() {
     let larder = Larder::new();
-    let mut import = larder.command("import - noise").stdin(Stdio::piped()).spawn().unwrap();
+    stays_below_256_mib(&larder, "import - noise");
+}
+
+#[test]
+fn a_write_of_any_length_stays_below_256_mib() {
+    let larder = Larder::new();
+    larder.json("create noise --length 1000");
+    stays_below_256_mib(&larder, "write noise --offset 511 -");
+}
+
+fn stays_below_256_mib(larder: &Larder, line: &str) {
+    let mut import =
+        larder.command(line).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut input = import.stdin.take().unwrap();
     let mut random = Random::new(7);
     let mut peaks = Vec::new();

@@ -50,6 +50,11 @@ impl NbdClient {
         Ok(NbdClient { stream, length, next_cookie: 1 })
     }
 
+    /// Waits for answers however long they take.
+    pub fn wait_for_ever(&mut self) {
+        self.stream.set_read_timeout(None).unwrap();
+    }
+
     fn send(
         &mut self,
         command: u16,
@@ -74,6 +79,26 @@ impl NbdClient {
     /// Sends a write, and does not wait.
     pub fn send_write(&mut self, offset: u64, data: &[u8]) -> io::Result<u64> {
         self.send(WRITE, 0, offset, data.len() as u32, data)
+    }
+
+    /// Sends a read, and does not wait.
+    pub fn send_read(&mut self, offset: u64, len: usize) -> io::Result<u64> {
+        self.send(READ, 0, offset, len as u32, &[])
+    }
+
+    /// The bytes that follow the answer to a read that went well.
+    pub fn payload(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Reads; the error number where it failed.
+    pub fn try_read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, u32> {
+        match self.call(READ, 0, offset, len as u32, &[]) {
+            0 => Ok(self.payload(len)),
+            error => Err(error),
+        }
     }
 
     /// Sends a flush, and does not wait.

@@ -226,6 +226,10 @@ fn every_command_prints_the_keys_that_programs_read() {
         1.0 - stats["unique_bytes"].as_f64().unwrap() / stats["data_bytes"].as_f64().unwrap();
     assert!((stats["dedup_ratio"].as_f64().unwrap() - ratio).abs() < 1e-9, "{stats}");
     larder.json("remove copy");
+    has_keys(&larder.json("collect"), "removable_bytes removed_bytes packs live_bytes");
+    has_keys(&larder.json("collect --apply"), "removable_bytes removed_bytes removed_packs");
+    let nothing = larder.json(&format!("collect --explain {}", "ab".repeat(32)));
+    has_keys(&nothing, "digest entry uses use_count verdict");
     has_keys(&larder.json("settings show"), "settings file");
     assert_eq!(larder.json("settings show")["settings"]["repo"]["value"], "repo");
     assert!(larder.run("completions bash").contains("larder"));

@@ -12,11 +12,13 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use model::{Error, Result};
 use tempfile::NamedTempFile;
 
 use super::create::OPERATION;
+use super::early_sync::EarlySync;
 
 /// Mode of a new file, before the process's mask takes its bits away.
 const MODE_NEW: u32 = 0o666;
@@ -29,6 +31,7 @@ pub(super) struct Destination {
     /// Where it goes in the end: `path`, or what the symbolic link there leads to.
     target: PathBuf,
     subject: String,
+    early: Mutex<EarlySync>,
 }
 
 impl Destination {
@@ -66,7 +69,7 @@ impl Destination {
         };
         let (temporary, folder, target) =
             make().map_err(|error| Error::io(OPERATION, &subject, error))?;
-        Ok(Destination { temporary, folder, target, subject })
+        Ok(Destination { temporary, folder, target, subject, early: Mutex::default() })
     }
 
     /// What the user calls it.
@@ -77,7 +80,12 @@ impl Destination {
     /// Writes `bytes` at `offset`.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let file = self.temporary.as_file();
-        file.write_all_at(bytes, offset).map_err(|error| self.failed(error))
+        let write = || {
+            file.write_all_at(bytes, offset)?;
+            let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+            early.wrote(file, bytes.len())
+        };
+        write().map_err(|error| self.failed(error))
     }
 
     /// Cuts or extends it to `length` bytes, syncs it, gives it its name, and syncs the folder.
@@ -86,6 +94,8 @@ impl Destination {
     pub(super) fn commit(self, length: u64) -> Result<()> {
         let failed = |error| Error::io(OPERATION, &self.subject, error);
         let file = self.temporary.as_file();
+        let mut early = self.early.into_inner().unwrap_or_else(PoisonError::into_inner);
+        early.end().map_err(failed)?;
         file.set_len(length).and_then(|()| file.sync_all()).map_err(failed)?;
         self.temporary.persist(&self.target).map_err(|error| failed(error.error))?;
         File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(failed)

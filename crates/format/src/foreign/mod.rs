@@ -34,6 +34,7 @@
 
 mod create;
 mod destination;
+mod early_sync;
 mod kind;
 mod open;
 mod qcow2;

@@ -1,4 +1,7 @@
-//! Disks in memory as sources, sinks and changes.
+//! Disks in memory as sources, sinks and changes; repositories that live random lives.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub mod lives;
 
 use std::sync::{Arc, Mutex};
 

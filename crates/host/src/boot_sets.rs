@@ -1,0 +1,180 @@
+//! When a boot working set is brought, when one is recorded, and when a boot is over; the report of it.
+//!
+//! ```text
+//! attach ─► a set is known? ──► prefetch
+//!        └► own set of fewer than 3 boots, or one that fits no longer? ──► record
+//!                nothing new read for 10 s, or 5 minutes gone ──► the set goes to the repository
+//! ```
+//!
+//! **Failure**: a set is a help, no promise: what goes wrong with one is logged and nothing else.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mirror::{Mirror, Recording, StateFolder};
+use model::boot_set::BOOT;
+use model::{BLOCK_LEN, Kind, Result, VersionId};
+use repository::{Repository, RepositoryChunks};
+
+use crate::report::Report;
+
+/// A boot is over when the guest has read nothing new for this long.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// A boot is over after this long in any case.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// How many boots of a version are merged.
+const BOOTS_MERGED: u32 = 3;
+
+/// Who reads less than this has not booted from it.
+const BLOCKS_MIN: u64 = (2 << 20) / BLOCK_LEN as u64;
+
+/// How often it is looked whether a boot is over.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Brings and records the working set of one mirror. Ends when dropped.
+pub(crate) struct BootWatch {
+    ended: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What is recorded, for whom.
+struct Watched {
+    repository: Repository,
+    /// What the mirror reads by: it counts that.
+    chunks: Arc<RepositoryChunks>,
+    state: StateFolder,
+    mirror: Arc<Mirror>,
+    version: VersionId,
+    name: String,
+    /// True where somebody asked for the record: then all that is read until the mirror is let go.
+    is_asked_for: bool,
+    /// False where the version's set is good enough: then only the report is written.
+    is_wanted: bool,
+}
+
+impl BootWatch {
+    /// Starts bringing the set that there is, and recording where one is wanted: under the name
+    /// given until the mirror is let go, otherwise the boot.
+    pub(crate) fn start(
+        repository: &Repository,
+        chunks: &Arc<RepositoryChunks>,
+        state: &StateFolder,
+        mirror: &Arc<Mirror>,
+        record: Option<&str>,
+    ) -> Result<Option<Self>> {
+        let version = match repository.catalog().version(&mirror.base().into()) {
+            Ok(version) if version.facts.content == mirror.binding().content => version,
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let known = repository.boot_set(&version, BOOT)?;
+        let own = known.as_ref().filter(|set| set.record.content == version.facts.content);
+        let is_settled = own.is_some_and(|set| set.record.boots >= BOOTS_MERGED);
+        if let Some(known) = &known {
+            mirror.prefetch_boot_set(known.set.clone());
+        }
+        // What is not kept as a set is told in the report all the same.
+        mirror.start_recording();
+        let watched = Watched {
+            repository: repository.clone(),
+            chunks: chunks.clone(),
+            state: state.clone(),
+            mirror: mirror.clone(),
+            version: version.id,
+            name: record.unwrap_or(BOOT).to_string(),
+            is_asked_for: record.is_some(),
+            is_wanted: record.is_some() || !is_settled,
+        };
+        let ended = Arc::new((Mutex::new(false), Condvar::new()));
+        let thread = std::thread::spawn({
+            let ended = ended.clone();
+            move || watched.watch(&ended)
+        });
+        Ok(Some(BootWatch { ended, thread: Some(thread) }))
+    }
+}
+
+impl Drop for BootWatch {
+    fn drop(&mut self) {
+        *self.ended.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ended.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Watched {
+    fn watch(&self, ended: &(Mutex<bool>, Condvar)) {
+        let mut is_ended = ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let over = self.mirror.recording().is_some_and(is_over);
+            match (*is_ended, self.is_asked_for) {
+                // A boot that was cut off is none.
+                (true, false) => {
+                    self.report();
+                    self.mirror.stop_recording();
+                    return;
+                }
+                (true, true) => break,
+                (false, false) if over => break,
+                (false, _) => {}
+            }
+            self.report();
+            is_ended = ended
+                .1
+                .wait_timeout_while(is_ended, LOOK, |ended| !*ended)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        drop(is_ended);
+        self.store();
+    }
+
+    fn report(&self) {
+        let fetched_bytes = self.chunks.read_len();
+        let report = Report::of(&self.mirror, fetched_bytes, &self.mirror.recorded());
+        report.write(&self.state, self.mirror.name());
+    }
+
+    fn store(&self) {
+        self.report();
+        let blocks = self.mirror.recording().map_or(0, |recording| recording.block_count);
+        let reads = self.mirror.stop_recording();
+        if !self.is_wanted || blocks < BLOCKS_MIN && !self.is_asked_for {
+            return;
+        }
+        match self.repository.record_boot_set(&self.version, &self.name, &reads) {
+            Ok(record) => tracing::info!(
+                version = %self.version, name = self.name, boots = record.boots, blocks,
+                "recorded a working set"
+            ),
+            Err(error) => tracing::warn!("no working set: {}", error.chain()),
+        }
+    }
+}
+
+fn is_over(recording: Recording) -> bool {
+    recording.quiet_for >= QUIET || recording.running_for >= LIMIT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_is_over_when_it_is_quiet_or_takes_too_long() {
+        let recording = |running, quiet| Recording {
+            block_count: 1,
+            running_for: Duration::from_secs(running),
+            quiet_for: Duration::from_secs(quiet),
+        };
+        assert!(!is_over(recording(60, 9)));
+        assert!(is_over(recording(60, 10)));
+        assert!(is_over(recording(300, 0)));
+    }
+}

@@ -1,0 +1,156 @@
+//! A host's daemon: from the order to attach to the first byte, 64 attaches at once, memory.
+//!
+//! Orders go over the daemon's socket, so that no start of a process is measured.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use model::{Error, Kind, Result};
+use serde_json::{Value, json};
+
+use super::replay::{Call, Client};
+use super::{Bench, Session, Size, inputs};
+use crate::process::{self, Registered};
+
+pub const BENCH: Bench = Bench {
+    name: "host",
+    about: "A host's daemon: attach to first byte, 64 attaches at once, memory.",
+    in_tests: true,
+    tools: &[],
+    run,
+};
+
+/// A daemon that runs.
+struct Daemon {
+    folder: PathBuf,
+    child: Child,
+    _registered: Registered,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        process::end(&mut self.child);
+    }
+}
+
+impl Daemon {
+    fn start(mut command: Command, folder: &Path) -> Result<Daemon> {
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let (mut child, registered) = process::start(&mut command)?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout)
+                .read_line(&mut line)
+                .map_err(|source| Error::io("start", "the daemon", source))?;
+        }
+        let daemon = Daemon { folder: folder.to_path_buf(), child, _registered: registered };
+        match line.contains("ready") {
+            true => Ok(daemon),
+            false => Err(Error::new(Kind::Unavailable, "start", "the daemon")),
+        }
+    }
+
+    fn ask(&self, request: &Value, answer: &str) -> Result<Value> {
+        let failed = |source| Error::io("ask", "the daemon", source);
+        let socket = self.folder.join("state/control");
+        let mut stream = UnixStream::connect(socket).map_err(failed)?;
+        writeln!(stream, "{request}").map_err(failed)?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).map_err(failed)?;
+        let value: Value = serde_json::from_str(&line).unwrap_or_default();
+        match value.get(answer) {
+            Some(found) => Ok(found.clone()),
+            None if value == answer => Ok(value),
+            None => Err(Error::new(Kind::Invalid, "ask", "the daemon").because(line)),
+        }
+    }
+
+    fn attach(&self, image: &str, mirror: &str, socket: &Path) -> Result<()> {
+        let nbd = format!("unix:{}", socket.display());
+        let record = json!({ "mirror": mirror, "nbd": nbd, "read_only": false });
+        let repository = self.folder.join("repository");
+        let order = json!({ "reference": image, "repository": repository, "record": record });
+        self.ask(&json!({ "attach": order }), "attached").map(drop)
+    }
+
+    fn discard(&self, mirror: &str) -> Result<()> {
+        let request = json!({ "detach": { "discard": true } });
+        let request = json!({ "mirror": { "name": mirror, "request": request } });
+        self.ask(&request, "detaching").map(drop)
+    }
+
+    /// Memory that it has in use, in MiB.
+    fn memory(&self) -> f64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap_or_default();
+        kib / 1024.0
+    }
+}
+
+fn run(session: &mut Session) -> Result<()> {
+    let disk = inputs::disks(session)?.remove(0);
+    let folder = session.folder.path().join("larder");
+    let sockets = inputs::sockets()?;
+    let larder = inputs::larder(session, "larder")?;
+    larder.json(&["import", inputs::text(&disk)?, "image"])?;
+    larder.json(&["create", "long", "--length", "1TiB"])?;
+    let daemon = Daemon::start(larder.command(&["host", "run"]), &folder)?;
+    let (rounds, count) = if session.size == Size::Full { (20, 64) } else { (2, 4) };
+    let idle = daemon.memory();
+    for image in ["image", "long"] {
+        for round in 0..rounds {
+            let socket = sockets.path().join("one");
+            let began = Instant::now();
+            daemon.attach(image, "one", &socket)?;
+            let attached = began.elapsed();
+            Client::connect(&socket)?.replay(&[Call::Read { offset: 0, len: 4096 }], 1)?;
+            let columns = vec![
+                ("attach_ms", attached.as_secs_f64() * 1000.0),
+                ("first_byte_ms", began.elapsed().as_secs_f64() * 1000.0),
+            ];
+            session.rows.add(super::rows::Row { contender: image.into(), round, columns });
+            daemon.discard("one")?;
+        }
+    }
+    for round in 0..rounds.min(5) {
+        let began = Instant::now();
+        let before = daemon.memory();
+        let attached: Vec<Result<()>> = std::thread::scope(|scope| {
+            let attaches: Vec<_> = (0..count)
+                .map(|index| {
+                    let (daemon, socket) = (&daemon, sockets.path().join(index.to_string()));
+                    scope.spawn(move || daemon.attach("image", &format!("m{index}"), &socket))
+                })
+                .collect();
+            attaches
+                .into_iter()
+                .map(|attach| {
+                    attach.join().unwrap_or_else(|_| {
+                        Err(Error::new(Kind::Bug, "attach", "a mirror").because("a panic"))
+                    })
+                })
+                .collect()
+        });
+        attached.into_iter().collect::<Result<()>>()?;
+        let seconds = began.elapsed().as_secs_f64();
+        let memory = daemon.memory();
+        let columns = vec![
+            ("wall_seconds", seconds),
+            ("memory_mib", memory),
+            ("mib_for_each_mirror", (memory - before) / f64::from(count)),
+        ];
+        let contender = format!("{count} attaches at once");
+        session.rows.add(super::rows::Row { contender, round, columns });
+        for index in 0..count {
+            daemon.discard(&format!("m{index}"))?;
+        }
+    }
+    let note = format!("The daemon has {idle:.1} MiB in use before the first attach.");
+    session.notes.push(note);
+    Ok(())
+}
