@@ -124,6 +124,7 @@ fn fio_verifies_over_a_store_that_goes_away_comes_back_is_slow_and_gives_wrong_b
         });
         let uri = format!("nbd+unix:///m?socket={}", faulty.path("nbd").display());
         let output = Command::new("fio")
+            .current_dir(faulty.path(""))
             .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-16k"])
             .args(["--bs_unaligned=0", "--iodepth=16", "--fsync=32", "--verify=crc32c"])
             .args(["--verify_fatal=1", &format!("--size={}", LEN / 2), &format!("--uri={uri}")])
