@@ -13,7 +13,7 @@ use crate::report::Report;
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 540.0;
 const LEFT: f64 = 90.0;
-const RIGHT: f64 = 20.0;
+const RIGHT: f64 = 40.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 56.0;
 

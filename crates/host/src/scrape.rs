@@ -2,8 +2,8 @@
 //!
 //! One request a connection, one connection at a time: who scrapes comes every few seconds.
 //!
-//! **Failure**: a request that is not ended within [`REQUEST_LIMIT`], is longer than
-//! [`REQUEST_LEN_MAX`], or is no HTTP gets an error or nothing, and the next one is answered.
+//! **Failure**: a request that is not ended within `REQUEST_LIMIT`, is longer than
+//! `REQUEST_LEN_MAX`, or is no HTTP gets an error or nothing, and the next one is answered.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

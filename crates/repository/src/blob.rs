@@ -10,11 +10,11 @@
 //!
 //! | Module | Holds |
 //! |---|---|
-//! | [`write`], [`append`], [`read`] | one verb each |
-//! | [`patch`] | a writer's bytes: in memory where they are few, in the store where not |
-//! | [`place`] | a patch laid upon a version |
-//! | [`publish`] | the loop that lays and publishes until it is upon the latest |
-//! | [`turns`] | who publishes next in an image |
+//! | [`mod@write`], [`append`], [`read`] | one verb each |
+//! | `patch` | a writer's bytes: in memory where they are few, in the store where not |
+//! | `place` | a patch laid upon a version |
+//! | `publish` | the loop that lays and publishes until it is upon the latest |
+//! | `turns` | who publishes next in an image |
 //!
 //! **Invariants**
 //! 1. Each version is its parent with its writer's patch upon it, and nothing else; its parent is the

@@ -40,7 +40,7 @@ pub struct Image {
 }
 
 /// Eight disks, in the order in which they are imported: real ones, see
-/// [`images::corpus`](crate::images::corpus), or made-up ones that share much.
+/// `images::corpus`, or made-up ones that share much.
 pub fn corpus(session: &mut Session) -> Result<Vec<Image>> {
     if session.size == Size::Full {
         let (members, left_out) = images::corpus::ensure()?;
