@@ -111,6 +111,8 @@ impl Drop for BootWatch {
 impl Watched {
     fn watch(&self, ended: &(Mutex<bool>, Condvar)) {
         let mut is_ended = ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A mirror that nobody reads costs no writes.
+        let mut reported = None;
         loop {
             let over = self.mirror.recording().is_some_and(is_over);
             match (*is_ended, self.is_asked_for) {
@@ -124,7 +126,12 @@ impl Watched {
                 (false, false) if over => break,
                 (false, _) => {}
             }
-            self.report();
+            let blocks = self.mirror.recording().map(|recording| recording.block_count);
+            let now = Some((blocks, self.chunks.read_len()));
+            if now != reported {
+                reported = now;
+                self.report();
+            }
             is_ended = ended
                 .1
                 .wait_timeout_while(is_ended, LOOK, |ended| !*ended)
