@@ -291,13 +291,14 @@ fn processes_that_share_a_base_never_pull_bytes_from_under_each_other() {
                         versions.models[which].read(offset, &mut expected);
                         assert!(found == expected, "{number}, round {round}, step {step}");
                     }
-                    let taken = state.base_bytes().unwrap();
-                    // What two bases that were just opened take by themselves is not asked for before.
-                    assert!(taken <= whole + 2 * 5 * LEN, "{taken} of {whole}");
                 }
             });
         }
     });
+    // Looked at when all have ended: what one evicts and another fetches meanwhile would count twice.
+    // What two bases that were just opened take by themselves is not asked for before.
+    let taken = states[0].base_bytes().unwrap();
+    assert!(taken <= whole + 2 * 8 * LEN, "{taken} of {whole}");
     let evicted = |state: &StateFolder| {
         let numbers = state.base_numbers().unwrap();
         numbers.evicted_segments + numbers.evicted_bases
@@ -317,8 +318,8 @@ fn a_full_disk_takes_from_bases_before_it_fails_a_guest() {
     let mirror = versions.create(&state, 1, "web");
     mirror.write(0, &[1; BLOCK_LEN]).unwrap();
     disk.limit_space(disk.used_bytes());
-    assert_same_but(&*mirror, &versions.models[1]);
-    mirror.write(SEGMENT_LEN, &[2; 8 * BLOCK_LEN]).unwrap();
+    assert_same_but(&mirror, &versions.models[1]);
+    mirror.write(SEGMENT_LEN, &vec![2; 8 * BLOCK_LEN]).unwrap();
     mirror.flush().unwrap();
     assert!(state.base_numbers().unwrap().evicted_bytes > 0);
 }
