@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use format::mirror_log::Place;
-use model::device::{Device, Extent, check_range};
-use model::{Error, Kind, Result};
+use model::device::{Device, Extent, WholeFile, check_range};
+use model::{BLOCK_LEN, Error, Kind, Result};
 use store::ChunkStore;
 
 use crate::fetch::{BaseView, blocks_of, by_segment};
@@ -99,6 +99,14 @@ impl Device for ReadOnlyView {
     fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
         check_range("prefetch", self.length(), offset, len)?;
         self.view.bring_if_room(blocks_of(offset, len))
+    }
+
+    fn whole_file(&self) -> Result<Option<Box<dyn WholeFile>>> {
+        // The file is padded to whole blocks: a reader without us would see the padding. What is
+        // incomplete is not held, which would cost a sync at each open.
+        let is_whole = self.length().is_multiple_of(BLOCK_LEN as u64) && self.view.is_complete();
+        let held = if is_whole { self.hold_file()? } else { None };
+        Ok(held.map(|file| Box::new(file) as Box<dyn WholeFile>))
     }
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {

@@ -8,6 +8,7 @@ mod mounted;
 mod files;
 mod ioctls;
 mod mounting;
+mod passthrough;
 mod property;
 mod slow;
 mod speed;
