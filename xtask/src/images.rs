@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use guest::{Console, Drive, Guest, GuestConfig};
 use model::{Error, Kind, Result};
 
-pub use recipe::{MINIMAL, NGINX, Recipe};
+pub use recipe::{AGENT, MINIMAL, NGINX, Recipe};
 
 use crate::process;
 use crate::setup::{self, For};
@@ -46,7 +46,7 @@ pub const BOOT_MAX: Duration = Duration::from_secs(180);
 /// Builds the images that are missing and says where all are.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure(For::Images)?;
-    let recipes = [&MINIMAL, &NGINX];
+    let recipes = [&MINIMAL, &NGINX, &AGENT];
     let began = Instant::now();
     let paths = ensure(&recipes)?;
     println!("images ready after {}", seconds(began.elapsed()));

@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::commit::{CommitOptions, Outcome};
-use crate::mirrors::MirrorStatus;
+use crate::mirrors::{MirrorStatus, Resized};
 use crate::owner::Ready;
 use crate::records::Record;
 
@@ -46,7 +46,7 @@ const LISTEN_BACKLOG: i32 = 128;
 /// How long accepting rests after a failure, for example without file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(200);
 
-/// What can be asked. The first four are for a mirror's owner, the others for a host's daemon, which
+/// What can be asked. The first five are for a mirror's owner, the others for a host's daemon, which
 /// answers `Status` too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -59,6 +59,11 @@ pub enum Request {
     Detach {
         /// True to throw the mirror and its changes away.
         discard: bool,
+    },
+    /// Make its disk longer.
+    Resize {
+        /// Bytes that it is to have.
+        length_bytes: u64,
     },
     /// Answer when the mirror is served no more.
     Wait,
@@ -83,6 +88,9 @@ pub struct AttachOrder {
     pub repository: PathBuf,
     /// The mirror, its doors and policy.
     pub record: Record,
+    /// Bytes that the disk is to have: it grows to that.
+    #[serde(default)]
+    pub length_bytes: Option<u64>,
 }
 
 /// What the owner answers.
@@ -93,6 +101,8 @@ pub enum Response {
     Status(Box<MirrorStatus>),
     /// The version that was made.
     Committed(Box<Outcome>),
+    /// The disk is longer now.
+    Resized(Box<Resized>),
     /// It has stopped serving; the connection ends.
     Detaching,
     /// It has stopped serving, for now: its daemon ends, and the next one serves it again.

@@ -13,6 +13,7 @@
 //! | [`owner`] | a mirror that is open and served |
 //! | [`daemon`] | one process that serves many mirrors, and serves them again after it was killed |
 //! | [`client`] | attaching by a daemon |
+//! | [`clients`] | processes that a daemon serves mirrors for |
 //! | [`records`] | what a daemon serves, as it survives the daemon |
 //! | [`doors`] | the doors of a mirror: which there are, which one may write |
 //! | [`tree`] | what a FUSE mount shows |
@@ -28,6 +29,7 @@
 
 mod boot_sets;
 pub mod client;
+pub mod clients;
 pub mod commit;
 pub mod control;
 pub mod counts;
@@ -43,6 +45,7 @@ mod report_picture;
 pub mod scrape;
 pub mod tree;
 
+pub use clients::Client;
 pub use commit::{CommitOptions, Outcome};
 pub use daemon::{Daemon, DaemonOptions};
 pub use doors::{Door, DoorOptions};

@@ -5,6 +5,7 @@
 //! | [`mirror`] | a mirror's life: create, reopen, rebind, close |
 //! | [`device`] | its reads and writes |
 //! | [`flush`] | its flushes: bytes, then the log |
+//! | [`grow`] | its disk, made longer |
 //! | [`seal`] | its changes, standing still for a commit |
 //! | [`view`] | a version to be read without a mirror |
 //! | [`state_folder`] | where a host keeps mirrors and bases; what can be told without owning one |
@@ -34,6 +35,7 @@ mod extents;
 mod fetch;
 mod flights;
 pub mod flush;
+pub mod grow;
 pub mod journal;
 mod live;
 mod log;

@@ -55,7 +55,10 @@ pub struct Mirror {
     pub(crate) name: MirrorName,
     pub(crate) state: StateFolder,
     pub(crate) folder: PathBuf,
-    pub(crate) length: u64,
+    /// Bytes of the disk. Grows under `log` and an exclusive `gate`, see `grow`.
+    pub(crate) length: AtomicU64,
+    /// Blocks of the base: what lies behind them is in the overlay or nowhere.
+    pub(crate) base_blocks: u64,
     pub(crate) view: Arc<BaseView>,
     pub(crate) files: [Arc<dyn File>; 2],
     /// Files with bytes that were not synced yet.
@@ -186,16 +189,21 @@ impl Mirror {
         let lock = own(state, name)?;
         let folder = state.mirror_folder(name);
         let (log, binding) = read_log(state.file_system(), &folder, name.as_str())?;
-        let length = binding.length;
+        let length = log.length;
         let store = open_store(&binding_of(&binding))?;
-        let view = state.open_base(binding.content, binding.layout, length, store)?;
+        let view = state.open_base(binding.content, binding.layout, binding.length, store)?;
         let open =
             |file| state.file_system().open(&overlay_path(&folder, file), OpenMode::ReadWrite);
         let files = [open(0).map_err(failed)?, open(1).map_err(failed)?];
         for file in &files {
-            if file.len().map_err(failed)? != block_count(length) * BLOCK_LEN as u64 {
+            let (found, wanted) = (file.len().map_err(failed)?, overlay_len(length));
+            if found < wanted {
                 return Err(Error::new(Kind::Corrupt, operation, name.as_str())
-                    .because("a file of its overlay has another length than the disk"));
+                    .because("a file of its overlay is shorter than the disk"));
+            }
+            if found > wanted {
+                // It was about to grow when its process was killed.
+                file.set_len(wanted).map_err(failed)?;
             }
         }
         let live =
@@ -207,6 +215,7 @@ impl Mirror {
             MirrorLog::open(state.shared_file_system(), &folder, &log).map_err(failed)?;
         let mirror =
             Mirror::assemble(state, name, binding, view, files, states, live, log_file, lock);
+        mirror.length.store(length, Ordering::SeqCst);
         // A process that was killed may have left bytes and states in the page cache only; of bytes
         // that were overwritten in place nothing tells.
         mirror.touched.iter().for_each(|touched| touched.store(true, Ordering::SeqCst));
@@ -230,7 +239,8 @@ impl Mirror {
             name: name.clone(),
             state: state.clone(),
             folder: state.mirror_folder(name),
-            length: binding.length,
+            length: AtomicU64::new(binding.length),
+            base_blocks: block_count(binding.length),
             view,
             files,
             touched: [AtomicBool::new(false), AtomicBool::new(false)],
@@ -431,9 +441,14 @@ fn make_overlay(
 ) -> io::Result<Arc<dyn File>> {
     let file = state.file_system().open(&overlay_path(folder, number), OpenMode::OpenOrCreate)?;
     file.set_len(0)?;
-    file.set_len(block_count(length) * BLOCK_LEN as u64)?;
+    file.set_len(overlay_len(length))?;
     file.sync()?;
     Ok(file)
+}
+
+/// The length of the overlay files of a disk.
+pub(crate) fn overlay_len(length: u64) -> u64 {
+    block_count(length) * BLOCK_LEN as u64
 }
 
 /// The states that the log tells, then those that survived the process.
@@ -464,7 +479,7 @@ pub(crate) fn restore_states(
             LogRecord::Segment { segment, groups } => {
                 logged.insert(*segment, groups.clone());
             }
-            LogRecord::Binding(_) | LogRecord::Parent(_) => {}
+            LogRecord::Binding(_) | LogRecord::Parent(_) | LogRecord::Length(_) => {}
         }
     }
     let states = States::new(length);

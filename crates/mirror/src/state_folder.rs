@@ -37,7 +37,7 @@ pub struct Binding {
     pub content: ContentDigest,
     /// The layout by which the base is read.
     pub layout: LayoutDigest,
-    /// Bytes of the disk.
+    /// Bytes of that version. A mirror's disk may be longer.
     pub length: u64,
 }
 
@@ -50,6 +50,8 @@ pub struct MirrorSummary {
     pub base: VersionId,
     /// What it is bound to; its parent is the version that the next commit follows.
     pub binding: Binding,
+    /// Bytes of its disk.
+    pub length: u64,
     /// Bytes that changed since the last commit.
     pub dirty_bytes: u64,
     /// Bytes of disk that its base takes; shared with other mirrors of that content.
@@ -169,9 +171,8 @@ impl StateFolder {
         let file_system = self.file_system();
         let failed = |error| Error::io("inspect the mirror", name.as_str(), error);
         let (log, binding) = read_log(file_system, &folder, name.as_str())?;
-        let live =
-            LiveStates::look(file_system, &folder, log.epoch, binding.length).map_err(failed)?;
-        let states = restore_states(&log, binding.length, live.as_ref()).map_err(failed)?;
+        let live = LiveStates::look(file_system, &folder, log.epoch, log.length).map_err(failed)?;
+        let states = restore_states(&log, log.length, live.as_ref()).map_err(failed)?;
         let dirty_blocks: u64 = states.iter().map(|(_, segment)| segment.counts().0).sum();
         let mut host_bytes = log.end as u64;
         for file in 0..2 {
@@ -188,6 +189,7 @@ impl StateFolder {
         Ok(MirrorSummary {
             name: name.clone(),
             base: binding.base.clone(),
+            length: log.length,
             dirty_bytes: dirty_blocks * model::BLOCK_LEN as u64,
             fetched_bytes,
             host_bytes,

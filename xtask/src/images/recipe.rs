@@ -59,6 +59,24 @@ pub const NGINX: Recipe = Recipe {
     state: State::Own,
 };
 
+/// The minimal one with QEMU's guest agent, for commits that freeze the guest's file systems.
+pub const AGENT: Recipe = Recipe {
+    name: "agent",
+    suite: "bookworm",
+    packages: &[
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "kmod",
+        "iproute2",
+        "linux-image-cloud-amd64",
+        "qemu-guest-agent",
+    ],
+    disk_mib: 2048,
+    boot_mib: 63,
+    state: State::Own,
+};
+
 impl Recipe {
     /// Everything that decides the image's content.
     fn text(&self) -> String {

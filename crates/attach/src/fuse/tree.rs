@@ -52,7 +52,7 @@ pub trait Tree: Send + Sync {
     }
 
     /// Opens a mirror. Called at the first open of its file; the device is dropped at the last
-    /// release. Its length must not change meanwhile.
+    /// release. It may become longer meanwhile, not shorter.
     ///
     /// # Errors
     /// `NotFound` where there is no such mirror, `Refused` where another has it.

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 
@@ -94,7 +95,8 @@ impl Guest {
         let wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::BACKEND_REQ;
         let wanted = wanted & frontend.get_protocol_features()?;
         frontend.set_protocol_features(wanted)?;
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -139,6 +141,14 @@ impl Guest {
     }
 
     /// What the disk says of itself.
+    /// Gives the server a socket to speak to, and returns the other end.
+    pub fn listen(&mut self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let frontend = self.frontend.as_mut().unwrap();
+        frontend.set_backend_request_fd(&theirs).unwrap();
+        ours
+    }
+
     pub fn config(&mut self) -> Vec<u8> {
         let frontend = self.frontend.as_mut().unwrap();
         let flags = VhostUserConfigFlags::empty();

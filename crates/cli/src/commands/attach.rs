@@ -10,6 +10,7 @@ use mirror::{Patience, StateFolder};
 use model::{Error, Kind, MirrorName, Reference, Result};
 
 use crate::arguments::Format;
+use crate::commands::length::Length;
 use crate::context::Context;
 use crate::interrupt::Waiter;
 use crate::output::{human_len, print_json, print_line};
@@ -39,6 +40,10 @@ pub struct Attach {
     /// Serve a virtio disk to QEMU or Cloud Hypervisor (vhost-user-blk) on a Unix socket.
     #[arg(long, value_name = "SOCKET")]
     vhost_user: Option<PathBuf>,
+    /// Make the disk longer than the version, or than the mirror was: 40GiB. What is added reads as
+    /// zeros; commits keep the length. It never gets shorter.
+    #[arg(long)]
+    length: Option<Length>,
     /// Take no writes at any door.
     #[arg(long)]
     read_only: bool,
@@ -79,6 +84,8 @@ impl Attach {
             },
             patience,
             record: self.record,
+            length: self.length.map(|length| length.0),
+            client: None,
         };
         // From here on a signal detaches.
         let waiter = Waiter::new()?;

@@ -19,6 +19,7 @@ mod mirrors;
 mod read;
 mod remove;
 mod report;
+mod resize;
 mod run;
 mod scrub;
 mod settings;
@@ -54,6 +55,7 @@ pub enum Command {
     Detach(detach::Detach),
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
+    Resize(resize::Resize),
     Run(run::Run),
     Host(host::Host),
     Scrub(scrub::Scrub),
@@ -96,6 +98,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Detach(command) => command.run(&context),
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
+        Command::Resize(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),

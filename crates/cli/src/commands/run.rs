@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use attach::nbd::Address;
 use env::{Entropy, SystemEntropy};
 use guest::{Accelerator, Console, Drive, Guest, GuestConfig, Network};
-use host::{AttachRequest, DoorOptions, Owner};
+use host::{AttachRequest, Client, DoorOptions, Owner};
 use mirror::Patience;
 use model::{Error, Kind, MirrorName, Reference, Result};
 
@@ -26,6 +26,9 @@ pub struct Run {
     /// Keep the mirror under this name.
     #[arg(long, value_name = "NAME")]
     mirror: Option<MirrorName>,
+    /// Make the disk longer than the version, or than the mirror was: 40GiB. It never gets shorter.
+    #[arg(long)]
+    length: Option<Length>,
     /// The guest's memory.
     #[arg(long, default_value = "1GiB")]
     memory: Length,
@@ -64,6 +67,9 @@ impl Run {
             },
             patience: Patience::Unlimited,
             record: None,
+            length: self.length.map(|length| length.0),
+            // Killed, it cannot detach; a daemon then does so itself.
+            client: Some(Client::this_process(!is_kept)?),
         };
         let served = Served::start(context, &request)?;
         let drive =

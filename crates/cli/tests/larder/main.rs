@@ -19,6 +19,7 @@
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
+//! | [`resizes`] | disks that grow |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -40,6 +41,7 @@ mod many_images;
 mod memory;
 mod outages;
 mod random_lives;
+mod resizes;
 mod round_trips;
 mod scrubs;
 mod soak;

@@ -42,6 +42,7 @@ const COMMANDS: &[&str] = &[
     "detach",
     "mirrors",
     "commit",
+    "resize",
     "run",
     "host",
     "scrub",
