@@ -19,13 +19,21 @@ use crate::config::{Console, Drive, GuestConfig, Network};
 /// For how long a guest's requests wait for an NBD server that went away, in seconds.
 const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
 
-/// The descriptors that QEMU inherits: its ends of socket pairs.
+/// The name by which QEMU's guest agent finds its port.
+const AGENT_PORT: &str = "org.qemu.guest_agent.0";
+
+/// For how long QEMU waits before it connects again to a vhost-user server that went away, in seconds.
+const VHOST_USER_PAUSE_SECONDS: u32 = 1;
+
+/// The descriptors that QEMU inherits: its ends of socket pairs, and a socket to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InheritedSockets {
     /// The control channel.
     pub qmp: RawFd,
     /// The console, where a program reads it.
     pub console: Option<RawFd>,
+    /// The socket on which those are listened to who speak with the agent in the guest.
+    pub agent: Option<RawFd>,
 }
 
 /// Plans QEMU's arguments for a guest.
@@ -45,7 +53,12 @@ pub fn plan(
     line.flag("-nodefaults");
     line.flag("-no-user-config");
     line.option("-display", "none");
-    line.option("-machine", "pc");
+    let shares_memory = config.drives.iter().any(|drive| matches!(drive, Drive::VhostUser { .. }));
+    if shares_memory {
+        let size = config.memory_mib;
+        line.option("-object", format!("memory-backend-memfd,id=memory,size={size}M,share=on"));
+    }
+    line.option("-machine", if shares_memory { "pc,memory-backend=memory" } else { "pc" });
     line.option("-m", format!("{}M", config.memory_mib));
     line.option("-smp", config.cpus.to_string());
     match accelerator {
@@ -70,6 +83,11 @@ pub fn plan(
             line.option("-netdev", "user,id=network");
             line.option("-device", "virtio-net-pci,netdev=network,romfile=");
         }
+    }
+    if let Some(fd) = sockets.agent {
+        line.option("-device", "virtio-serial-pci");
+        line.option("-chardev", format!("socket,id=agent,fd={fd},server=on,wait=off"));
+        line.option("-device", format!("virtserialport,chardev=agent,name={AGENT_PORT}"));
     }
     line.option("-chardev", format!("socket,id=qmp,fd={}", sockets.qmp));
     line.option("-mon", "chardev=qmp,mode=control");
@@ -97,6 +115,15 @@ impl Line {
     fn drive(&mut self, index: usize, drive: &Drive) -> Result<()> {
         let name = format!("drive{index}");
         let node = match drive {
+            Drive::VhostUser { socket } => {
+                let path = text(socket)?.replace(',', ",,");
+                let pause = VHOST_USER_PAUSE_SECONDS;
+                let value = format!("socket,id={name},path={path},reconnect={pause}");
+                self.option("-chardev", value);
+                let device = format!("vhost-user-blk-pci,chardev={name},bootindex={index}");
+                self.option("-device", device);
+                return Ok(());
+            }
             Drive::NbdUnix { socket, export, read_only } => json!({
                 "driver": "nbd",
                 "node-name": name,
@@ -183,7 +210,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
     use std::path::PathBuf;
 
-    const SOCKETS: InheritedSockets = InheritedSockets { qmp: 7, console: Some(8) };
+    const SOCKETS: InheritedSockets = InheritedSockets { qmp: 7, console: Some(8), agent: None };
 
     fn planned(config: &GuestConfig) -> Vec<String> {
         let arguments = plan(config, Accelerator::Tcg, SOCKETS).unwrap();
@@ -217,6 +244,27 @@ mod tests {
         let devices = values(&arguments, "-device");
         assert!(devices.iter().any(|device| device.contains("drive=drive0,bootindex=0")));
         assert!(devices.iter().any(|device| device.contains("drive=drive1,bootindex=1")));
+    }
+
+    #[test]
+    fn a_vhost_user_drive_shares_the_guests_memory_and_an_agent_gets_its_port() {
+        let drive = Drive::VhostUser { socket: PathBuf::from("/run/a,b.sock") };
+        let mut config = GuestConfig::new(vec![drive], Console::None);
+        config.memory_mib = 300;
+        let sockets = InheritedSockets { agent: Some(9), ..SOCKETS };
+        let arguments: Vec<String> = plan(&config, Accelerator::Tcg, sockets)
+            .unwrap()
+            .into_iter()
+            .map(|argument| argument.into_string().unwrap())
+            .collect();
+        let memory = "memory-backend-memfd,id=memory,size=300M,share=on";
+        assert_eq!(values(&arguments, "-object"), [memory]);
+        assert_eq!(values(&arguments, "-machine"), ["pc,memory-backend=memory"]);
+        let chardevs = values(&arguments, "-chardev");
+        assert!(chardevs.contains(&"socket,id=drive0,path=/run/a,,b.sock,reconnect=1"));
+        assert!(chardevs.contains(&"socket,id=agent,fd=9,server=on,wait=off"));
+        let port = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0";
+        assert!(values(&arguments, "-device").contains(&port));
     }
 
     #[test]

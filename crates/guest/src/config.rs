@@ -1,7 +1,9 @@
 //! What a guest is made of.
 
 use std::ffi::OsString;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::accelerator::Accelerator;
 
@@ -21,6 +23,12 @@ pub enum Drive {
         export: String,
         /// Whether writes are refused.
         read_only: bool,
+    },
+    /// A vhost-user-blk server at a Unix socket. The guest's memory is shared with it. When the server
+    /// goes away, the guest's requests wait for it.
+    VhostUser {
+        /// Where the server listens.
+        socket: PathBuf,
     },
     /// A raw file: a plain one, or one in a FUSE mount. The format is never guessed.
     File {
@@ -76,6 +84,9 @@ pub struct GuestConfig {
     pub console: Console,
     /// The network.
     pub network: Network,
+    /// Where those connect who want to speak with an agent in the guest, if anywhere: a socket that
+    /// listens.
+    pub agent: Option<Arc<UnixListener>>,
     /// Whether the guest lives on when this process ends. Otherwise the kernel kills it then.
     pub outlives_parent: bool,
     /// QEMU: a path, or a name looked up in `PATH`.
@@ -94,6 +105,7 @@ impl GuestConfig {
             drives,
             console,
             network: Network::None,
+            agent: None,
             outlives_parent: false,
             program: PathBuf::from(QEMU_PROGRAM),
             extra_arguments: Vec::new(),

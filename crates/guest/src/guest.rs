@@ -87,12 +87,20 @@ impl Guest {
         let sockets = InheritedSockets {
             qmp: qemus_qmp.as_raw_fd(),
             console: qemus_console.as_ref().map(AsRawFd::as_raw_fd),
+            agent: None,
         };
         let mut command = Command::new(&config.program);
-        command.args(arguments::plan(config, accelerator, sockets)?);
         give_streams(&mut command, config);
         let inherited = [Some(qemus_qmp), qemus_console].into_iter().flatten();
-        prepare_child(&mut command, inherited.map(OwnedFd::from).collect(), config.outlives_parent);
+        let mut inherited: Vec<OwnedFd> = inherited.map(OwnedFd::from).collect();
+        let mut sockets = sockets;
+        if let Some(listener) = &config.agent {
+            let listener = OwnedFd::from(listener.try_clone().map_err(failed)?);
+            sockets.agent = Some(listener.as_raw_fd());
+            inherited.push(listener);
+        }
+        command.args(arguments::plan(config, accelerator, sockets)?);
+        prepare_child(&mut command, inherited, config.outlives_parent);
         tracing::debug!(?command, "starting QEMU");
 
         let terminal = saved_terminal(config);

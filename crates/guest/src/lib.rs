@@ -12,6 +12,7 @@
 //! | [`config`] | what a guest is made of: memory, CPUs, drives, console |
 //! | [`arguments`] | from a configuration to QEMU's command line, without I/O |
 //! | [`guest`](mod@guest) | a running QEMU: started, waited for, powered down, killed |
+//! | [`guest_agent`] | QEMU's agent in a guest: file systems that stand still for a moment |
 //! | [`qmp`] | QEMU's control channel: commands, replies, events |
 //! | [`console`] | a console that a program reads and types on |
 //! | [`screen`] | the text in what a console sends: escape sequences taken out |
@@ -23,6 +24,7 @@ pub mod arguments;
 pub mod config;
 pub mod console;
 pub mod guest;
+pub mod guest_agent;
 pub mod qmp;
 pub mod screen;
 
@@ -30,4 +32,5 @@ pub use accelerator::{Accelerator, pick_accelerator};
 pub use config::{Console, Drive, GuestConfig, Network};
 pub use console::{ScriptedConsole, Seen};
 pub use guest::Guest;
+pub use guest_agent::{Frozen, GuestAgent};
 pub use qmp::{Event, Qmp};

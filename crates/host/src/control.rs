@@ -195,8 +195,8 @@ fn is_nobody(error: &io::Error) -> bool {
 
 /// A path by which a socket is reached, however long its own is: the system takes some 100 bytes, a
 /// state folder and the name of a mirror may have more. Holds while this value lives.
-struct NearPath {
-    path: PathBuf,
+pub(crate) struct NearPath {
+    pub(crate) path: PathBuf,
     _folder: Option<File>,
 }
 
@@ -204,7 +204,7 @@ impl NearPath {
     /// What `sockaddr_un` holds, without the byte that ends it.
     const LEN_MAX: usize = 107;
 
-    fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -325,6 +325,11 @@ enum Who {
     Umask,
     /// The user of this process.
     OwnUser,
+}
+
+/// A socket at a path, however long that is, for the user of this process alone.
+pub(crate) fn listen_private(path: &Path) -> io::Result<UnixListener> {
+    bind(&NearPath::of(path)?.path, Who::OwnUser)
 }
 
 fn bind(path: &Path, who: Who) -> io::Result<UnixListener> {

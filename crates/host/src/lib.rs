@@ -19,6 +19,7 @@
 //! | [`tree`] | what a FUSE mount shows |
 //! | [`control`] | the protocol of the control sockets: requests, responses, both ends |
 //! | [`commit`] | a mirror's changes become a version |
+//! | [`quiesce`] | a guest whose file systems stand still meanwhile |
 //! | [`counts`] | what goes through doors, what is fetched: counted |
 //! | [`metrics`] | the same as Prometheus reads it |
 //! | [`scrape`] | answers who asks for metrics |
@@ -39,6 +40,7 @@ mod holds;
 pub mod metrics;
 pub mod mirrors;
 pub mod owner;
+pub mod quiesce;
 pub mod records;
 pub mod report;
 mod report_picture;

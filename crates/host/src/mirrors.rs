@@ -133,10 +133,16 @@ pub fn commit(
         Some(_) => return Err(Error::new(Kind::Bug, "commit", name.as_str())),
         None => {}
     }
+    if options.quiesce {
+        return Err(Error::new(Kind::Refused, "commit", name.as_str())
+            .because("nobody serves it, so no guest uses it that could stand still")
+            .hint("commit without `--quiesce`"));
+    }
     let repository = open_repository()?;
     check_repository(state, name, &repository)?;
     let mirror = Mirror::reopen(state, name, |_| Ok(repository.chunks()))?;
-    let outcome = Committer::new(repository, mirror.clone()).commit(options, progress)?;
+    let committer = Committer::new(repository, mirror.clone()).at_full_speed();
+    let outcome = committer.commit(options, progress)?;
     mirror.close()?;
     Ok(outcome)
 }

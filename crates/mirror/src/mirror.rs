@@ -22,7 +22,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -297,6 +297,11 @@ impl Mirror {
         &self.name
     }
 
+    /// The folder that holds all its state.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// What it is bound to; the parent is the version that the next commit follows.
     pub fn binding(&self) -> Binding {
         binding_of(&guard(&self.binding))
@@ -435,7 +440,7 @@ fn own(state: &StateFolder, name: &MirrorName) -> Result<Arc<dyn File>> {
 
 fn make_overlay(
     state: &StateFolder,
-    folder: &std::path::Path,
+    folder: &Path,
     number: usize,
     length: u64,
 ) -> io::Result<Arc<dyn File>> {

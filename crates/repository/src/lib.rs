@@ -16,6 +16,7 @@
 //! | [`statistics`] | how much there is |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
+//! | [`background`] | work that steps back behind guests |
 //! | `touched` | which versions damage touches, for the error of a read |
 //! | `walk` | what roots refer to, each distinct part once |
 //! | `rebuild` | a version made out of another: what is kept, what is laid out anew |
@@ -28,6 +29,7 @@
 //! 2. A writer that fails leaves nothing behind but what another writer may have come to use.
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
+pub mod background;
 pub mod blob;
 pub mod boot_set;
 pub mod chunks;

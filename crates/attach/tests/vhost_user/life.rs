@@ -23,6 +23,7 @@ fn a_guest_reads_how_long_the_disk_is_and_how_it_wants_to_be_used() {
     let field = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
     assert_eq!((field(0), field(4)), (80, 0));
     assert_eq!((field(20), config[24]), (512, 3));
+    assert_eq!(config[16..20], [2, 0, 16, 63], "a shape that boot loaders divide by");
     assert!(guest.features & 1 << 9 != 0 && guest.features & 1 << 5 == 0);
     assert!(guest.features & 1 << 11 == 0, "a write-back cache that can be switched off");
 }

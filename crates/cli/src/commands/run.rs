@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use attach::nbd::Address;
 use env::{Entropy, SystemEntropy};
@@ -72,17 +73,23 @@ impl Run {
             client: Some(Client::this_process(!is_kept)?),
         };
         let served = Served::start(context, &request)?;
-        let drive =
-            Drive::NbdUnix { socket: socket.path(), export: mirror.to_string(), read_only: false };
-        let config = GuestConfig {
-            memory_mib,
-            cpus: self.cpus,
-            accelerator: self.accel,
-            network: Network::User,
-            extra_arguments: self.qemu,
-            ..GuestConfig::new(vec![drive], Console::Terminal)
-        };
-        let ended = run_guest(&config, &mut waiter);
+        let state = state_folder(context);
+        let ended = host::quiesce::listen_for_agent(&state, &mirror).and_then(|agent| {
+            let export = mirror.to_string();
+            let drive = Drive::NbdUnix { socket: socket.path(), export, read_only: false };
+            let config = GuestConfig {
+                memory_mib,
+                cpus: self.cpus,
+                accelerator: self.accel,
+                network: Network::User,
+                agent: Some(Arc::new(agent)),
+                extra_arguments: self.qemu,
+                ..GuestConfig::new(vec![drive], Console::Terminal)
+            };
+            run_guest(&config, &mut waiter)
+        });
+        // A mirror that is kept has no guest now.
+        let _ = std::fs::remove_file(host::quiesce::agent_socket(&state, &mirror));
         let stopped = served.stop(context, &mirror, !is_kept);
         let status = ended?;
         stopped?;

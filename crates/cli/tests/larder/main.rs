@@ -19,6 +19,7 @@
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
+//! | [`quiet_commits`] | a guest that stands still for a commit |
 //! | [`resizes`] | disks that grow |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
@@ -40,6 +41,7 @@ mod guests;
 mod many_images;
 mod memory;
 mod outages;
+mod quiet_commits;
 mod random_lives;
 mod resizes;
 mod round_trips;
