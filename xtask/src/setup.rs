@@ -75,6 +75,7 @@ const NEEDS: &[Need] = &[
     need("fio", "fio", &[Test, Bench]),
     need("strace", "strace", &[Test]),
     need("sqlite3", "sqlite3", &[Test]),
+    need("minisign", "minisign", &[Test]),
     need("casync", "casync", &[Test, Bench]),
     need("restic", "restic", &[Bench]),
     need("borg", "borgbackup", &[Bench]),

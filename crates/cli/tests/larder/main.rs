@@ -16,6 +16,7 @@
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`collects`] | bytes given back, beside others and after kills |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`signatures`] | keys, signatures, hosts that ask for them |
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
@@ -42,6 +43,7 @@ mod outages;
 mod random_lives;
 mod round_trips;
 mod scrubs;
+mod signatures;
 mod soak;
 mod survival;
 mod texts;
