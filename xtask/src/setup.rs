@@ -74,6 +74,7 @@ const NEEDS: &[Need] = &[
     need("nbdcopy", "libnbd-bin", &[Test, Bench]),
     need("fio", "fio", &[Test, Bench]),
     need("strace", "strace", &[Test]),
+    need("systemd-analyze", "systemd", &[Test]),
     need("sqlite3", "sqlite3", &[Test]),
     need("minisign", "minisign", &[Test]),
     need("casync", "casync", &[Test, Bench]),

@@ -133,7 +133,7 @@ impl Context {
     }
 }
 
-/// Names a link that packs are behind, as `rate=125MB,delay=1ms`: for benches.
+/// Names a link that packs are behind, as `rate=125MB,delay=1ms,away=FILE`: for benches and soaks.
 const LINK: &str = "LARDER_LINK";
 
 /// Opens the repository in a folder.
