@@ -438,6 +438,7 @@ fn open_mirror(
             .because("no such mirror here"));
     };
     let wanted = repository.catalog().version(reference)?;
+    repository.require_signature(&wanted)?;
     let binding = Binding {
         parent: wanted.id.clone(),
         content: wanted.facts.content,

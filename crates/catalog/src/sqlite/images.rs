@@ -7,8 +7,8 @@ use model::name::LabelKey;
 use model::{ImageName, Result, TagName, VersionId, VersionNumber};
 use sqlx::{Row, SqliteConnection};
 
-use super::boot_sets;
 use super::failure::Failure;
+use super::roots;
 use super::versions::{damaged, image_name, image_not_found, labels, version_number};
 use crate::records::{ImageFilter, ImageRecord};
 
@@ -114,7 +114,7 @@ pub(super) async fn remove(
             .bind(id)
             .fetch_all(&mut *connection)
             .await?;
-    boot_sets::forget_unused(connection).await?;
+    roots::forget_unused(connection).await?;
     removed.sort_unstable();
     let versions = removed
         .into_iter()

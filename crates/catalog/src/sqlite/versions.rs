@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
 use super::failure::Failure;
-use super::{boot_sets, near};
+use super::{near, roots};
 use crate::records::{VersionFacts, VersionRecord};
 
 /// Everything of a version in one row; the condition comes after.
@@ -159,7 +159,7 @@ pub(super) async fn remove(
     .bind(image)
     .execute(&mut *connection)
     .await?;
-    boot_sets::forget_unused(connection).await
+    roots::forget_unused(connection).await
 }
 
 /// Why a reference means nothing: no such image, or no such version or tag of it.

@@ -11,6 +11,7 @@ mod detach;
 mod export;
 mod host;
 mod import;
+mod key;
 mod label;
 mod length;
 mod list;
@@ -24,10 +25,13 @@ mod run;
 mod scrub;
 mod settings;
 mod show;
+mod sign;
 mod stats;
 mod stream;
 mod tag;
 mod write;
+
+pub use sign::read_key;
 
 use clap::Subcommand;
 use model::Result;
@@ -51,6 +55,9 @@ pub enum Command {
     Tag(tag::Tag),
     Clone(clone::Clone),
     Remove(remove::Remove),
+    Key(key::Key),
+    Sign(sign::Sign),
+    Verify(sign::Verify),
     Attach(attach::Attach),
     Detach(detach::Detach),
     Mirrors(mirrors::Mirrors),
@@ -94,6 +101,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Tag(command) => command.run(&context),
         Command::Clone(command) => command.run(&context),
         Command::Remove(command) => command.run(&context),
+        Command::Key(command) => command.run(&context),
+        Command::Sign(command) => command.run(&context),
+        Command::Verify(command) => command.run(&context),
         Command::Attach(command) => command.run(&context),
         Command::Detach(command) => command.run(&context),
         Command::Mirrors(command) => command.run(&context),
