@@ -29,6 +29,7 @@ use format::presence::{
 use model::block::{block_count, segment_count};
 use model::{BLOCK_LEN, ChunkDigest, ContentDigest, Error, Kind, Result};
 
+use crate::backing::Holders;
 use crate::flights::Flights;
 use crate::plan::BaseBlock;
 use crate::segments::SegmentTable;
@@ -56,8 +57,11 @@ pub(crate) struct BaseSegment {
 /// A host's local copy of one content.
 #[derive(Debug)]
 pub(crate) struct Base {
+    file_system: Arc<dyn FileSystem>,
+    folder: PathBuf,
     content: ContentDigest,
     length: u64,
+    pub(crate) holders: Holders,
     pub(crate) data: Arc<dyn File>,
     presence: Arc<dyn File>,
     live: Arc<dyn File>,
@@ -123,11 +127,12 @@ impl Base {
     /// Opens the base in `folder`, making it if it is not there. Cost: a few small reads; a new
     /// base is synced.
     pub(crate) fn open(
-        file_system: &dyn FileSystem,
+        shared_file_system: Arc<dyn FileSystem>,
         folder: &Path,
         content: ContentDigest,
         length: u64,
     ) -> Result<Base> {
+        let file_system = &*shared_file_system;
         let failed = |error| Error::io("open the base", content.to_string(), error);
         let header = |kind| PresenceHeader { kind, content, length };
         file_system.create_folders(folder).map_err(failed)?;
@@ -149,8 +154,11 @@ impl Base {
         let live =
             open_live(file_system, folder, &header(PresenceKind::Live), sound).map_err(failed)?;
         Ok(Base {
+            file_system: shared_file_system.clone(),
+            folder: folder.to_path_buf(),
             content,
             length,
+            holders: Holders::default(),
             data,
             presence,
             live,
@@ -165,6 +173,15 @@ impl Base {
     /// The identity of what it is a copy of.
     pub(crate) fn content(&self) -> ContentDigest {
         self.content
+    }
+
+    pub(crate) fn file_system(&self) -> &dyn FileSystem {
+        &*self.file_system
+    }
+
+    /// Where its files are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Bytes of disk that it takes.

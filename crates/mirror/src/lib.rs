@@ -13,6 +13,7 @@
 //! | `overlay` | the states of an overlay's blocks |
 //! | `live` | the same, as they survive the process |
 //! | `log` | the same, as they survive power loss |
+//! | [`backing`] | a base's file in the kernel's hands |
 //! | `base` | the local copy of a content and its presence |
 //! | `fetch` | how a base gets what it misses |
 //! | `chunks` | chunks that were used a moment ago |
@@ -26,6 +27,7 @@
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 
 mod background;
+pub mod backing;
 mod base;
 mod boot;
 mod chunks;
@@ -48,6 +50,7 @@ mod segments;
 pub mod state_folder;
 pub mod view;
 
+pub use backing::BackingFile;
 pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
 pub use patience::{Outages, Patience, Reachability};

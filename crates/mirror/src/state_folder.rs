@@ -268,7 +268,7 @@ impl StateFolder {
                 Some(base) => base,
                 None => {
                     let folder = self.base_folder(content);
-                    let base = Base::open(self.file_system(), &folder, content, length)?;
+                    let base = Base::open(self.shared_file_system(), &folder, content, length)?;
                     let base = Arc::new(base);
                     bases.retain(|_, base| base.strong_count() > 0);
                     bases.insert(content, Arc::downgrade(&base));

@@ -56,6 +56,10 @@ impl ReadOnlyView {
         self.view.base.checkpoint()
     }
 
+    pub(crate) fn base_view(&self) -> &BaseView {
+        &self.view
+    }
+
     fn refused(&self, operation: &'static str) -> Error {
         Error::new(Kind::Refused, operation, self.subject.as_str())
             .because("a version never changes")
