@@ -118,15 +118,8 @@ pub fn decode_machine(bytes: &[u8]) -> Result<MachineRecord, FormatError> {
     if bytes.len() != RECORD_REGION_LEN as usize || bytes[rest..].iter().any(|byte| *byte != 0) {
         return Err(FormatError::Trailing { what: WHAT, offset: rest as u64 });
     }
-    let monitor = MonitorFacts {
-        name,
-        version,
-        accelerator,
-        machine_type,
-        cpu_model,
-        cpu_features,
-        devices,
-    };
+    let monitor =
+        MonitorFacts { name, version, accelerator, machine_type, cpu_model, cpu_features, devices };
     let record = MachineRecord { origin, shape, state, disk, monitor };
     match record.is_sound() {
         true => Ok(record),

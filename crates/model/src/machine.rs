@@ -116,7 +116,9 @@ pub fn state_offset(memory_len: u64) -> u64 {
 
 /// Bytes of the version of a machine.
 pub fn version_len(memory_len: u64, state_len: u64) -> u64 {
-    state_offset(memory_len) + state_len.next_multiple_of(crate::BLOCK_LEN as u64) + RECORD_REGION_LEN
+    state_offset(memory_len)
+        + state_len.next_multiple_of(crate::BLOCK_LEN as u64)
+        + RECORD_REGION_LEN
 }
 
 #[cfg(test)]

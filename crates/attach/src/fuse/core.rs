@@ -165,7 +165,9 @@ impl Core {
         let tree = &self.tree;
         let mut first = false;
         let opened = match &node {
-            Node::Version(_) if writable => return Err(Errno::EROFS),
+            Node::Version(_) if writable && !tree.versions_are_mapped() => {
+                return Err(Errno::EROFS);
+            }
             Node::Version(version) => {
                 self.files.open(number, node.clone(), false, || tree.open_version(version))
             }
@@ -177,7 +179,7 @@ impl Core {
         };
         let (handle, file) = answer(opened)?;
         let read_only = file.device.is_read_only();
-        if writable && read_only {
+        if writable && read_only && matches!(node, Node::Mirror(_)) {
             drop(file);
             self.files.release(handle);
             return Err(Errno::EROFS);

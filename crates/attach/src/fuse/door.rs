@@ -39,6 +39,8 @@ pub(crate) struct Owner {
     pub(crate) uid: u32,
     /// Group.
     pub(crate) gid: u32,
+    /// Who may open versions, and how.
+    pub(crate) version_mode: u16,
 }
 
 /// A file system for `fuser`.
@@ -63,7 +65,7 @@ impl Door {
 fn attributes(look: &Look, owner: Owner) -> FileAttr {
     let folder = look.node.is_folder();
     let (kind, perm) = match look.node {
-        Node::Version(_) => (FileType::RegularFile, 0o440),
+        Node::Version(_) => (FileType::RegularFile, owner.version_mode),
         Node::Mirror(_) => (FileType::RegularFile, 0o660),
         _ => (FileType::Directory, 0o550),
     };

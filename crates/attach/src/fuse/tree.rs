@@ -36,6 +36,13 @@ pub trait Tree: Send + Sync {
     /// `NotFound` where there is no such version.
     fn open_version(&self, version: &VersionId) -> Result<Arc<dyn Device>>;
 
+    /// True where the files of versions may be opened for writing, by those who only map them for
+    /// themselves and have no other way to ask for that. Writes, truncations and punched holes are
+    /// refused all the same.
+    fn versions_are_mapped(&self) -> bool {
+        false
+    }
+
     /// The mirrors that the mount shows.
     ///
     /// # Errors

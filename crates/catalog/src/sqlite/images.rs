@@ -7,9 +7,9 @@ use model::name::LabelKey;
 use model::{ImageName, Result, TagName, VersionId, VersionNumber};
 use sqlx::{Row, SqliteConnection};
 
-use super::{boot_sets, versions};
 use super::failure::Failure;
 use super::versions::{damaged, image_name, image_not_found, labels, version_number};
+use super::{boot_sets, versions};
 use crate::records::{ImageFilter, ImageRecord};
 
 /// Everything of every image, a row for each; `?1` is true where the versions' origins are wanted.
