@@ -2,7 +2,11 @@
 //!
 //! ```text
 //! mirror ─► boot ─► ready? ─► give back free memory ─► stop ─► save ─► end ─► publish ─► mirror goes
+//!        └──────────── proof: a copy is resumed, what it needs is noted ◄────────┘
 //! ```
+//!
+//! A machine that nobody can resume is worth nothing, so a bake ends with the first copy: it shows
+//! that the machine lives, and which of its memory a resume needs.
 //!
 //! **Failure**: until the last step nothing is in the repository, and after it all is. A process that
 //! is killed takes the guest with it, and leaves a mirror that the next bake throws away.
@@ -15,6 +19,7 @@ use std::time::{Duration, Instant};
 use catalog::VersionRecord;
 use env::{Entropy, SystemEntropy};
 use guest::{Accelerator, Growth, ScriptedConsole};
+use mirror::StateFolder;
 use model::machine::{MachineOrigin, MachineShape};
 use model::progress::{Cancel, Progress};
 use model::{Error, ImageName, Kind, MirrorName, Reference, Result, TagName, VersionKind};
@@ -23,6 +28,8 @@ use repository::{MachineRequest, PublishedMachine, Repository};
 use crate::disks::{Disks, ServedDisk};
 use crate::machine_file::MachineFile;
 use crate::monitor::{LiveGuest, Monitor, NewGuest};
+use crate::resume::{Machine, ResumeRequest, resume};
+use crate::working_set;
 
 /// What the mirrors of bakes are named by.
 const MIRROR_PREFIX: &str = "bake-";
@@ -87,6 +94,7 @@ pub struct Baked {
 /// last said. Those of serving, of the monitor, and of storing. Nothing is left of it then.
 pub fn bake(
     repository: &Repository,
+    state: &StateFolder,
     monitor: &dyn Monitor,
     disks: &dyn Disks,
     request: &BakeRequest,
@@ -117,7 +125,58 @@ pub fn bake(
     if let Err(error) = ended {
         tracing::warn!("{}", error.chain());
     }
+    let proof = Proof { repository, state, monitor, disks, request };
+    proof.resume_once(&baked).inspect_err(|_| {
+        for version in [&baked.published.machine, &baked.published.disk] {
+            if let Err(error) = repository.catalog().remove_version(&version.id) {
+                tracing::warn!("{}", error.chain());
+            }
+        }
+    })?;
     Ok(baked)
+}
+
+/// The first copy of a machine.
+struct Proof<'a> {
+    repository: &'a Repository,
+    state: &'a StateFolder,
+    monitor: &'a dyn Monitor,
+    disks: &'a dyn Disks,
+    request: &'a BakeRequest<'a>,
+}
+
+impl Proof<'_> {
+    fn resume_once(&self, baked: &Baked) -> Result<()> {
+        let Proof { repository, state, monitor, disks, request } = *self;
+        let version = &baked.published.machine;
+        let unproven = |error: Error| {
+            Error::new(error.kind(), "bake", version.id.to_string())
+                .because("what was baked could not be resumed")
+                .caused_by(error)
+        };
+        let reference = version.id.clone().into();
+        let machine = Machine::find(repository, state, monitor, &reference).map_err(unproven)?;
+        let folder = state.path().join(format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8]));
+        let request = ResumeRequest {
+            reference,
+            mirror: MirrorName::new(&format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8]))?,
+            folder: folder.clone(),
+            waits_for_answer: request.ready == Ready::Login,
+            is_recorded: true,
+        };
+        let resumed = resume(repository, &machine, monitor, disks, &request).map_err(unproven);
+        let ended = resumed.and_then(|resumed| {
+            if let Some(reads) = resumed.recorded() {
+                working_set::keep(repository, version, &reads);
+            }
+            resumed.end(true)
+        });
+        // Nothing is in it any more but the place of a mount.
+        let _ = std::fs::remove_dir_all(&folder);
+        ended?;
+        machine.complete().wait();
+        Ok(())
+    }
 }
 
 fn shape_of(version: &VersionRecord, request: &BakeRequest) -> Result<MachineShape> {

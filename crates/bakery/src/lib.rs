@@ -16,6 +16,7 @@
 //! | [`qemu`] | QEMU |
 //! | [`machine_file`] | a machine as a file: memory, state, record |
 //! | [`memory`] | the file whose pages a resumed guest maps |
+//! | [`working_set`] | what a resume needs: noted once, brought ever after |
 //! | [`console`] | the console of a resumed guest: asked, then handed on |
 //! | [`disks`] | who serves the disks of guests |
 //!
@@ -37,6 +38,7 @@ pub mod memory;
 pub mod monitor;
 pub mod qemu;
 pub mod resume;
+pub mod working_set;
 
 pub use bake::{BakeRequest, Baked, Ready, bake};
 pub use disks::{Disks, ServedDisk};

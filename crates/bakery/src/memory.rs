@@ -21,9 +21,10 @@ use std::sync::Arc;
 use attach::fuse::{FuseMount, Tree};
 use mirror::{BackingFile, ReadOnlyView};
 use model::device::Device;
-use model::{Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
+use model::{BLOCK_LEN, Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
 
 use crate::machine_file::path_of;
+use crate::working_set::RecordedReads;
 
 /// What a resumed guest maps, as long as it lives.
 pub struct MemorySource {
@@ -51,7 +52,27 @@ impl MemorySource {
             let fd = Arc::new(fd.map_err(|error| Error::io("hold", version.to_string(), error))?);
             return Ok(MemorySource { path: path_of(&fd), fds: vec![fd], _kept: Kept::File(file) });
         }
-        let tree = OneMachine { version: version.clone(), view: view.clone() };
+        let device: Arc<dyn Device> = view.clone();
+        Self::mount(OneMachine { version: version.clone(), device, is_recorded: false }, folder)
+    }
+
+    /// A mount of a machine's version that notes which blocks are read, one by one.
+    ///
+    /// # Errors
+    /// Those of mounting.
+    pub fn recorded(
+        view: &Arc<ReadOnlyView>,
+        version: &VersionId,
+        folder: &Path,
+    ) -> Result<(Self, Arc<RecordedReads>)> {
+        let reads = Arc::new(RecordedReads::new(view.clone()));
+        let device: Arc<dyn Device> = reads.clone();
+        let tree = OneMachine { version: version.clone(), device, is_recorded: true };
+        Ok((Self::mount(tree, folder)?, reads))
+    }
+
+    fn mount(tree: OneMachine, folder: &Path) -> Result<Self> {
+        let version = tree.version.clone();
         let mount = FuseMount::mount(folder, Arc::new(tree))?;
         let image = mount.folder().join(version.image.as_str());
         let path = image.join(version.version.to_string());
@@ -77,7 +98,8 @@ impl MemorySource {
 /// A tree of one version.
 struct OneMachine {
     version: VersionId,
-    view: Arc<ReadOnlyView>,
+    device: Arc<dyn Device>,
+    is_recorded: bool,
 }
 
 impl OneMachine {
@@ -103,15 +125,20 @@ impl Tree for OneMachine {
     }
 
     fn version_length(&self, version: &VersionId) -> Result<u64> {
-        self.check(version).map(|()| self.view.length())
+        self.check(version).map(|()| self.device.length())
     }
 
     fn open_version(&self, version: &VersionId) -> Result<Arc<dyn Device>> {
-        self.check(version).map(|()| self.view.clone() as Arc<dyn Device>)
+        self.check(version).map(|()| self.device.clone())
     }
 
     fn versions_are_mapped(&self) -> bool {
         true
+    }
+
+    fn read_ahead_len_max(&self) -> Option<u32> {
+        // What the kernel reads on its own account is nothing that the guest needs.
+        self.is_recorded.then_some(BLOCK_LEN as u32)
     }
 
     fn mirrors(&self) -> Result<Vec<MirrorName>> {

@@ -10,11 +10,15 @@
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use catalog::VersionRecord;
 use guest::{Accelerator, pick_accelerator};
 use mirror::{Binding, Patience, ReadOnlyView, StateFolder};
+use model::boot_set::FirstRead;
+use model::device::Device;
 use model::machine::{MachineOrigin, MachineRecord};
 use model::{Error, Kind, MirrorName, Reference, Result, VersionId, VersionKind};
 use repository::Repository;
@@ -25,12 +29,13 @@ use crate::disks::{Disks, ServedDisk};
 use crate::machine_file::{read_record, read_state};
 use crate::memory::MemorySource;
 use crate::monitor::{LiveGuest, Monitor, ResumeTimes, SavedGuest};
-
-/// The name of the working set of a resume.
-pub const RESUME: &str = "resume";
+use crate::working_set::{self, RecordedReads};
 
 /// How long a guest may take for its first answer.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+/// Bytes that are brought at a time in the background.
+const COMPLETION_STEP: u64 = 1 << 20;
 
 /// What is to be resumed, and how.
 pub struct ResumeRequest {
@@ -40,6 +45,10 @@ pub struct ResumeRequest {
     pub mirror: MirrorName,
     /// A folder of its own, empty, gone when the guest is: for its console's socket.
     pub folder: PathBuf,
+    /// Whether it must answer on its console.
+    pub waits_for_answer: bool,
+    /// Whether what it reads of its memory is noted, although that is slower.
+    pub is_recorded: bool,
 }
 
 /// A guest that runs. Dropped, it ends, and its mirror is served no more.
@@ -58,15 +67,21 @@ pub struct Resumed {
     pub disk: VersionId,
     /// When it ran.
     pub times: ResumeTimes,
-    /// When it answered, counted from the start of the monitor's process.
-    pub answered: Duration,
+    /// When it answered, counted from the start of the monitor's process, where that was waited for.
+    pub answered: Option<Duration>,
     /// True where its memory was mapped from a file on this host that has all of it.
     pub memory_was_here: bool,
     served: Box<dyn ServedDisk>,
     _memory: MemorySource,
+    recorded: Option<Arc<RecordedReads>>,
 }
 
 impl Resumed {
+    /// What it has read of its memory so far, where that is noted.
+    pub fn recorded(&self) -> Option<Vec<FirstRead>> {
+        self.recorded.as_ref().map(|recorded| recorded.reads())
+    }
+
     /// Ends guest and monitor, and the serving of its mirror; throws that away if asked to.
     pub fn end(self, discard: bool) -> Result<()> {
         self.guest.kill();
@@ -118,6 +133,54 @@ impl Machine {
         let disk = disk_of(repository, &version, &record)?;
         check(monitor, &version, &disk, &record)?;
         Ok(Machine { version, disk, record, view })
+    }
+}
+
+impl Machine {
+    /// Brings all of the machine to this host in the background, so that later copies are resumed from
+    /// a file that is complete.
+    pub fn complete(&self) -> Completion {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (view, stopped) = (self.view.clone(), stop.clone());
+        let bring = move || {
+            let mut at = 0;
+            while at < view.length() && !stopped.load(Ordering::Relaxed) {
+                let len = COMPLETION_STEP.min(view.length() - at);
+                if let Err(error) = view.prefetch(at, len) {
+                    return tracing::debug!("the machine stays incomplete: {}", error.chain());
+                }
+                at += len;
+            }
+            if let Err(error) = view.close() {
+                tracing::debug!("{}", error.chain());
+            }
+        };
+        let thread = std::thread::Builder::new().name("complete".into()).spawn(bring);
+        Completion { stop, thread: thread.ok() }
+    }
+}
+
+/// A machine on its way to this host. Dropped, it comes no further.
+pub struct Completion {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Completion {
+    /// Waits until it is here, or cannot come.
+    pub fn wait(mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -188,12 +251,21 @@ pub fn resume(
     disks: &dyn Disks,
     request: &ResumeRequest,
 ) -> Result<Resumed> {
-    let _ = repository;
     let subject = machine.version.id.to_string();
     let failed = |error| Error::io("resume", subject.clone(), error);
     let mount = request.folder.join("memory");
     std::fs::create_dir_all(&mount).map_err(failed)?;
-    let memory = MemorySource::open(&machine.view, &machine.version.id, &mount)?;
+    let Machine { version, view, .. } = machine;
+    let (memory, recorded) = match request.is_recorded {
+        true => {
+            let (memory, reads) = MemorySource::recorded(view, &version.id, &mount)?;
+            (memory, Some(reads))
+        }
+        false => (MemorySource::open(view, &version.id, &mount)?, None),
+    };
+    if !memory.is_complete() && !request.is_recorded {
+        working_set::bring(repository, version, view);
+    }
     let state = read_state(&*machine.view, &machine.record, &subject)?;
     let served = disks.serve(&machine.disk.id, &request.mirror)?;
     let began = Instant::now();
@@ -208,8 +280,10 @@ pub fn resume(
     let started = started.and_then(|(mut guest, times)| {
         let bug = || Error::new(Kind::Bug, "resume", "a guest without a console");
         let mut console = ConsoleDoor::new(guest.take_console().ok_or_else(bug)?)?;
-        console.ask(ANSWER_MAX)?;
-        let answered = began.elapsed();
+        let answered = match request.waits_for_answer {
+            true => Some(console.ask(ANSWER_MAX).map(|()| began.elapsed())?),
+            false => None,
+        };
         let console_path = request.folder.join("console");
         console.open(&console_path)?;
         Ok((guest, console, console_path, times, answered))
@@ -233,5 +307,6 @@ pub fn resume(
         memory_was_here: memory.is_complete(),
         served,
         _memory: memory,
+        recorded,
     })
 }

@@ -67,6 +67,11 @@ impl Core {
         }
     }
 
+    /// See [`Tree::read_ahead_len_max`].
+    pub(crate) fn read_ahead_len_max(&self) -> Option<u32> {
+        self.tree.read_ahead_len_max()
+    }
+
     fn node(&self, number: u64) -> Answer<Node> {
         lock(&self.nodes).get(number).ok_or(Errno::ESTALE)
     }

@@ -148,7 +148,8 @@ impl Filesystem for Door {
             let _ = config.add_capabilities(wish);
         }
         let _ = config.set_max_write(REQUEST_LEN_MAX);
-        if let Err(most) = config.set_max_readahead(REQUEST_LEN_MAX) {
+        let read_ahead_len = self.core.read_ahead_len_max().unwrap_or(REQUEST_LEN_MAX);
+        if let Err(most) = config.set_max_readahead(read_ahead_len) {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(BACKGROUND_MAX);

@@ -43,6 +43,11 @@ pub trait Tree: Send + Sync {
         false
     }
 
+    /// The most bytes that the kernel reads ahead; none: as much as it likes.
+    fn read_ahead_len_max(&self) -> Option<u32> {
+        None
+    }
+
     /// The mirrors that the mount shows.
     ///
     /// # Errors

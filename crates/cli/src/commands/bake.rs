@@ -64,7 +64,7 @@ impl Bake {
             cancel: cancel_flag()?,
         };
         let monitor = Qemu::new(disks.state().path());
-        let baked = bakery::bake(&repository, &monitor, &disks, &request)?;
+        let baked = bakery::bake(&repository, disks.state(), &monitor, &disks, &request)?;
         let memory_len = request.memory_len;
         drop(progress);
         let published = &baked.published;

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use bakery::monitor::LiveGuest;
-use bakery::{Machine, Qemu, ResumeRequest, Resumed};
+use bakery::{Disks, Machine, Qemu, ResumeRequest, Resumed};
 use env::SystemEntropy;
 use env::entropy::Entropy;
 use model::{Error, Kind, MirrorName, Reference, Result};
@@ -33,6 +33,9 @@ pub struct Resume {
     /// Keep the mirror of the disk under this name; with several copies, NAME-1, NAME-2...
     #[arg(long, value_name = "NAME")]
     mirror: Option<MirrorName>,
+    /// Do not wait until the copies answer on their consoles.
+    #[arg(long)]
+    no_wait: bool,
     /// Run in the background; return once the copies have answered.
     #[arg(long)]
     detach: bool,
@@ -60,18 +63,23 @@ impl Resume {
         let monitor = Qemu::new(disks.state().path());
         let machine = Machine::find(&repository, disks.state(), &monitor, &self.reference)?;
         let names = self.names()?;
+        disks.sweep(MIRROR_PREFIX)?;
         let start = |name: &MirrorName| -> Result<Copy> {
             let folder = SocketFolder::make()?;
             let request = ResumeRequest {
                 reference: self.reference.clone(),
                 mirror: name.clone(),
                 folder: folder.path().to_path_buf(),
+                waits_for_answer: !self.no_wait,
+                is_recorded: false,
             };
             let resumed = bakery::resume(&repository, &machine, &monitor, &disks, &request)?;
             let total = began.elapsed();
             Ok(Copy { resumed, name: name.clone(), total, _folder: folder })
         };
         let copies = at_once(&names, &start);
+        // Later copies find all of it here.
+        let _completion = machine.complete();
         let discard = self.mirror.is_none();
         let failure = copies.iter().position(Result::is_err);
         let outcome = match failure {
@@ -137,17 +145,21 @@ fn print(copies: &[Result<Copy>], format: Format) -> Result<()> {
         let guests: Vec<Value> = copies.iter().map(|copy| told(copy)).collect();
         let mut document = guests.first().cloned().unwrap_or_default();
         document["running_ms"] = json!(slowest(&|c| ms(c.resumed.times.running)));
-        document["answered_ms"] = json!(slowest(&|c| ms(c.resumed.answered)));
+        document["answered_ms"] = match copies.iter().all(|copy| copy.resumed.answered.is_some()) {
+            true => json!(slowest(&|c| c.resumed.answered.map_or(0.0, ms))),
+            false => Value::Null,
+        };
         document["guests"] = json!(guests);
         return print_json(&document);
     }
     for copy in copies {
         let Resumed { machine, times, answered, console_path, .. } = &copy.resumed;
+        let answer = answered.map(|answered| format!(", answered after {:.0} ms", ms(answered)));
         print_line(&format!(
-            "{}: {machine} ran after {:.0} ms, answered after {:.0} ms; console at {}",
+            "{}: {machine} ran after {:.0} ms{}; console at {}",
             copy.name,
             ms(times.running),
-            ms(*answered),
+            answer.unwrap_or_default(),
             console_path.display()
         ))?;
     }
@@ -166,7 +178,7 @@ fn told(copy: &Copy) -> Value {
         "greeted_ms": ms(resumed.times.greeted),
         "restored_ms": ms(resumed.times.restored),
         "running_ms": ms(resumed.times.running),
-        "answered_ms": ms(resumed.answered),
+        "answered_ms": resumed.answered.map(ms),
         "identity_ms": Value::Null,
         "total_ms": ms(copy.total),
     })
