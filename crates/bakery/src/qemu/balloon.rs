@@ -28,7 +28,7 @@ const GIVE_MAX: Duration = Duration::from_secs(30);
 const UNPLUG_MAX: Duration = Duration::from_secs(20);
 
 /// How long nothing may change before it counts as all there is.
-const QUIET: Duration = Duration::from_millis(1500);
+const QUIET: Duration = Duration::from_secs(4);
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(50);

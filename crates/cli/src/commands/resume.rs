@@ -149,6 +149,7 @@ fn print(copies: &[Result<Copy>], format: Format) -> Result<()> {
             true => json!(slowest(&|c| c.resumed.answered.map_or(0.0, ms))),
             false => Value::Null,
         };
+        document["larder_pid"] = json!(std::process::id());
         document["guests"] = json!(guests);
         return print_json(&document);
     }

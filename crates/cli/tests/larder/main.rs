@@ -19,6 +19,7 @@
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
+//! | [`machines`] | `larder bake`, `larder resume` |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -36,6 +37,7 @@ mod doors;
 mod every_step;
 mod full_disks;
 mod guests;
+mod machines;
 mod many_images;
 mod memory;
 mod outages;
