@@ -1,6 +1,8 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod background;
+mod bake;
 mod boot_set;
 mod clone;
 mod collect;
@@ -9,6 +11,7 @@ mod completions;
 mod create;
 mod detach;
 mod export;
+mod guests;
 mod host;
 mod import;
 mod key;
@@ -20,6 +23,7 @@ mod mirrors;
 mod read;
 mod remove;
 mod report;
+mod resume;
 mod run;
 mod scrub;
 mod settings;
@@ -62,6 +66,8 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Bake(bake::Bake),
+    Resume(resume::Resume),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
@@ -107,6 +113,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Bake(command) => command.run(&context),
+        Command::Resume(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),

@@ -21,6 +21,7 @@
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
+//! | [`machines`] | `larder bake`, `larder resume` |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -39,6 +40,7 @@ mod every_step;
 mod full_disks;
 mod guests;
 mod linux_guest;
+mod machines;
 mod many_images;
 mod memory;
 mod outages;
