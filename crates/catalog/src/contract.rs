@@ -37,6 +37,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("the list shows the latest", the_list_shows_the_latest_version),
     ("the list is filtered", the_list_is_filtered),
     ("what is removed is gone", what_is_removed_is_gone),
+    ("machines keep their disks", machines_keep_their_disks),
     ("attaches are counted", attaches_are_counted),
     ("hints tell near names", hints_tell_near_names),
     ("a dead lease makes stale", a_dead_lease_makes_stale),
@@ -275,6 +276,44 @@ pub fn what_is_removed_is_gone(catalog: &dyn Catalog) {
     publish(catalog, "a");
     let anew = catalog.version(&reference("a")).unwrap();
     assert!(anew.labels.is_empty() && anew.tags.is_empty());
+}
+
+/// A machine and its disk come to be together or not at all; the disk goes after the machine.
+pub fn machines_keep_their_disks(catalog: &dyn Catalog) {
+    let machine = |image: &str| {
+        let mut machine = publication(image);
+        machine.facts.kind = VersionKind::Machine;
+        machine
+    };
+    let disk = publication("m/disk");
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let mut refused = machine("m");
+    refused.condition = Condition::LatestIs(VersionNumber::FIRST);
+    assert_eq!(kind(catalog.publish_machine(lease, &disk, &refused)), Kind::Stale);
+    assert_eq!(catalog.images(&ImageFilter::default()).unwrap(), []);
+    let [on, booted] = catalog.publish_machine(lease, &disk, &machine("m")).unwrap();
+    assert_eq!((on.id, booted.id), (id("m/disk", 1), id("m", 1)));
+    assert_eq!(booted.facts.parent, Some(id("m/disk", 1)));
+    assert_eq!(kind(catalog.publish(lease, &disk)), Kind::Stale, "the lease has ended");
+    let lease = catalog.begin_lease(Duration::ZERO).unwrap();
+    assert_eq!(kind(catalog.publish_machine(lease, &disk, &machine("m"))), Kind::Stale);
+
+    let cloned = catalog.clone_version(&id("m", 1), &name("copy")).unwrap();
+    assert_eq!(cloned.facts.parent, Some(id("m/disk", 1)));
+    let refusal = catalog.remove_version(&id("m/disk", 1)).unwrap_err();
+    assert_eq!(refusal.kind(), Kind::Refused);
+    assert!(refusal.to_string().contains("copy@1"), "{refusal}");
+    assert_eq!(kind(catalog.remove_image(&name("m/disk"))), Kind::Refused);
+    catalog.remove_version(&id("copy", 1)).unwrap();
+    assert_eq!(kind(catalog.remove_version(&id("m/disk", 1))), Kind::Refused);
+    catalog.remove_image(&name("m")).unwrap();
+    catalog.remove_version(&id("m/disk", 1)).unwrap();
+    // A disk that was made from another may well outlive it.
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let mut child = publication("child");
+    child.facts.parent = Some(publish(catalog, "base"));
+    catalog.publish(lease, &child).unwrap();
+    catalog.remove_image(&name("base")).unwrap();
 }
 
 /// Counts belong to the version.

@@ -248,6 +248,18 @@ impl Catalog for SqliteCatalog {
             .write("publish", async |c| publish::publish(c, lease, now, publication).await)
     }
 
+    fn publish_machine(
+        &self,
+        lease: LeaseId,
+        disk: &Publication,
+        machine: &Publication,
+    ) -> Result<[VersionRecord; 2]> {
+        let now = self.clock.now();
+        self.connections.write("publish", async |c| {
+            publish::publish_machine(c, lease, now, [disk, machine]).await
+        })
+    }
+
     fn layout_of(&self, content: ContentDigest) -> Result<Option<LayoutDigest>> {
         self.connections.read("find the layout", async |c| roots::layout_of(c, content).await)
     }

@@ -145,6 +145,8 @@ impl House {
             doors,
             patience: Patience::Unlimited,
             record: None,
+            length: None,
+            client: None,
         };
         Owner::start(self.repository.clone(), state, &request).unwrap()
     }

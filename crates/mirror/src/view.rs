@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use format::mirror_log::Place;
+use model::boot_set::BootSet;
 use model::device::{Device, Extent, WholeFile, check_range};
 use model::{BLOCK_LEN, Error, Kind, Result};
 use store::ChunkStore;
@@ -53,6 +54,12 @@ impl ReadOnlyView {
     /// Makes what was fetched survive power loss. Not needed for anything but that.
     pub fn close(&self) -> Result<()> {
         self.view.base.checkpoint()
+    }
+
+    /// Brings the blocks of a working set in the background, as far as the version has them. Reads
+    /// overtake it.
+    pub fn prefetch_boot_set(&self, set: Arc<BootSet>) {
+        self.view.prefetch_boot_set(set);
     }
 
     pub(crate) fn base_view(&self) -> &BaseView {

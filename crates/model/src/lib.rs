@@ -7,6 +7,7 @@
 //! | [`name`] | names of images, tags, mirrors, realms, labels |
 //! | [`names`] | all names of a repository as one value; what a publication tells of itself |
 //! | [`mod@reference`] | `image`, `image@version`, `image:tag` |
+//! | [`machine`] | what must be known of a booted guest to resume it |
 //! | [`map`] | segment maps: which chunk each block of a segment lies in |
 //! | [`manifest`] | the root of a version's layout |
 //! | [`boot_set`] | the blocks that a guest reads from power-on to ready |
@@ -27,6 +28,7 @@ pub mod description;
 pub mod device;
 pub mod digest;
 pub mod error;
+pub mod machine;
 pub mod manifest;
 pub mod map;
 pub mod name;

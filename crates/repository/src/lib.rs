@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
+//! | [`machine`] | a booted guest: its disk and its memory become two versions at once |
 //! | [`names`] | the names once more, beside the packs |
 //! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
@@ -45,6 +46,7 @@ pub mod import;
 mod layout;
 mod lease;
 pub mod lists;
+pub mod machine;
 pub mod names;
 mod packer;
 mod ranges;
@@ -66,6 +68,7 @@ pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};
+pub use machine::{MachineRequest, PublishedMachine};
 pub use repository::Repository;
 pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
 pub use scrub::{ScrubRequest, Scrubbed};

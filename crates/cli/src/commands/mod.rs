@@ -1,6 +1,8 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod background;
+mod bake;
 mod boot_set;
 mod clone;
 mod collect;
@@ -9,6 +11,7 @@ mod completions;
 mod create;
 mod detach;
 mod export;
+mod guests;
 mod host;
 mod import;
 mod key;
@@ -21,6 +24,7 @@ mod read;
 mod remove;
 mod report;
 mod resize;
+mod resume;
 mod run;
 mod scrub;
 mod settings;
@@ -64,6 +68,8 @@ pub enum Command {
     Commit(commit::Commit),
     Resize(resize::Resize),
     Run(run::Run),
+    Bake(bake::Bake),
+    Resume(resume::Resume),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
@@ -110,6 +116,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Commit(command) => command.run(&context),
         Command::Resize(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Bake(command) => command.run(&context),
+        Command::Resume(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),

@@ -23,6 +23,7 @@
 //! | [`guests`] | `larder run` |
 //! | [`quiet_commits`] | a guest that stands still for a commit |
 //! | [`resizes`] | disks that grow |
+//! | [`machines`] | `larder bake`, `larder resume` |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -41,6 +42,7 @@ mod every_step;
 mod full_disks;
 mod guests;
 mod linux_guest;
+mod machines;
 mod many_images;
 mod memory;
 mod outages;
