@@ -11,6 +11,7 @@
 //! | [`boot_set`](mod@boot_set) | the blocks that a guest reads from power-on to ready | `docs/formats/boot-set.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
 //! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
+//! | [`kept_chunk`] | chunks that a host keeps | `docs/formats/chunk-cache.md` |
 //! | [`foreign`] | disk formats of others: raw, qcow2, and what qemu-img knows | `docs/formats/foreign.md` |
 //! | [`error`] | what was wrong with the bytes, and where | |
 //!
@@ -23,6 +24,7 @@ mod cursor;
 pub mod entry;
 pub mod error;
 pub mod foreign;
+pub mod kept_chunk;
 pub mod manifest;
 pub mod mirror_log;
 pub mod names;

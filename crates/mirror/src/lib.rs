@@ -16,6 +16,7 @@
 //! | [`backing`] | a base's file in the kernel's hands |
 //! | `base` | the local copy of a content and its presence |
 //! | `room`, `evict` | a limit for bases; who goes when it is reached |
+//! | [`pins`] | bases that stay |
 //! | `fetch` | how a base gets what it misses |
 //! | `chunks` | chunks that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
@@ -44,6 +45,7 @@ mod log;
 pub mod mirror;
 mod overlay;
 pub mod patience;
+pub mod pins;
 mod plan;
 mod readahead;
 mod recorder;
@@ -57,6 +59,7 @@ pub use backing::BackingFile;
 pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
 pub use patience::{Outages, Patience, Reachability};
+pub use pins::PinFile;
 pub use recorder::Recording;
 pub use seal::Sealed;
 pub use state_folder::{BaseNumbers, Binding, MirrorSummary, StateFolder};

@@ -13,7 +13,7 @@
 //! | [`names`] | the names once more, beside the packs |
 //! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
-//! | [`statistics`] | how much there is |
+//! | [`statistics`], [`sizes`] | how much there is; what one version takes |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | `touched` | which versions damage touches, for the error of a read |
@@ -47,6 +47,7 @@ mod rebuild;
 pub mod repository;
 pub mod scrub;
 pub mod settings;
+pub mod sizes;
 pub mod statistics;
 mod touched;
 mod walk;
@@ -64,4 +65,5 @@ pub use repository::Repository;
 pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
 pub use scrub::{ScrubRequest, Scrubbed};
 pub use settings::Settings;
+pub use sizes::VersionSizes;
 pub use statistics::Statistics;

@@ -9,7 +9,7 @@ use host::{AttachRequest, DoorOptions, Owner};
 use mirror::Patience;
 use model::{Error, Kind, MirrorName, Reference, Result};
 
-use crate::commands::attach::state_folder;
+use crate::commands::attach::{limited_state_folder, state_folder};
 use crate::commands::length::Length;
 use crate::context::Context;
 use crate::interrupt::Waiter;
@@ -100,6 +100,7 @@ impl Served {
         if host::client::attach(&state, &context.repo.path, request)?.is_some() {
             return Ok(Served::ByDaemon);
         }
+        let state = limited_state_folder(context)?;
         Owner::start(context.repository()?, state, request).map(Served::Here)
     }
 
