@@ -13,8 +13,8 @@
 //! again. A crash between pin and hold leaves a pin without a hold; the next `pin` takes one.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use env::entropy::{Entropy, SystemEntropy};
 use env::{Clock, SystemClock};
@@ -36,8 +36,8 @@ const FORMAT: u32 = 1;
 /// Threads that fetch: one waits for the store while others unpack.
 const THREADS: usize = 8;
 
-/// Bytes of a disk that a thread brings at a time.
-const STEP_LEN: u64 = 1 << 20;
+/// Bytes of a disk that a thread brings at a time, and then looks whether it is to stop.
+const STEP_LEN: u64 = 256 << 10;
 
 /// Bytes of room that other processes are asked for at a time.
 const ROOM_LEN: u64 = 16 << 20;
@@ -229,6 +229,7 @@ fn bring_all(
         })
         .collect();
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let asking = Mutex::new(());
     let work = || -> Result<()> {
         while let Some(offset) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
             if failed.load(Ordering::Relaxed) {
@@ -236,7 +237,7 @@ fn bring_all(
             }
             cancel.check("pin", subject)?;
             let len = STEP_LEN.min(length - offset);
-            bring(state, view, *offset, len)?;
+            bring(state, view, (*offset, len), &asking)?;
             progress.advance(view.data_len(*offset, len));
         }
         Ok(())
@@ -253,24 +254,38 @@ fn bring_all(
     })
 }
 
-/// Brings a range. Where there is no room, other processes are asked to give up what only they can.
-fn bring(state: &StateFolder, view: &ReadOnlyView, offset: u64, len: u64) -> Result<()> {
-    for _ in 0..ROOM_TRIES {
-        match view.bring(offset, len) {
-            Err(error) if error.kind() == Kind::Full => {
-                if ask_for_room(state, ROOM_LEN) == 0 {
-                    return Err(error.hint("detach mirrors, or raise `--base-cache`"));
-                }
-                state.look_for_room_again();
+/// Brings a range. Where there is no room, other processes are asked to give up what only they can;
+/// one thread asks at a time.
+fn bring(
+    state: &StateFolder,
+    view: &ReadOnlyView,
+    range: (u64, u64),
+    asking: &Mutex<()>,
+) -> Result<()> {
+    let (offset, len) = range;
+    let is_full =
+        |brought: &Result<()>| brought.as_ref().is_err_and(|error| error.kind() == Kind::Full);
+    let mut brought = view.bring(offset, len);
+    if is_full(&brought) {
+        let _asking = asking.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..ROOM_TRIES {
+            // Another thread may have asked meanwhile.
+            state.look_for_room_again();
+            brought = view.bring(offset, len);
+            if !is_full(&brought) {
+                break;
             }
-            other => return other,
+            ask_for_room(state, ROOM_LEN);
         }
     }
-    view.bring(offset, len)
+    brought.map_err(|error| match error.kind() {
+        Kind::Full => error.hint("detach mirrors, or raise `--base-cache`"),
+        _ => error,
+    })
 }
 
-/// Asks the processes that serve mirrors of this host to evict. Returns how many bytes they did.
-fn ask_for_room(state: &StateFolder, bytes: u64) -> u64 {
+/// Asks the processes that serve mirrors of this host to evict, until they gave that much back.
+fn ask_for_room(state: &StateFolder, bytes: u64) {
     let names = mirror::Mirror::list(state).unwrap_or_default();
     let sockets = names.iter().map(|name| control_socket(state, name));
     let mut freed = 0;
@@ -283,7 +298,6 @@ fn ask_for_room(state: &StateFolder, bytes: u64) -> u64 {
             freed += freed_bytes;
         }
     }
-    freed
 }
 
 /// Words that tell a person where to look, and a random end: two hosts may have one name.

@@ -14,11 +14,11 @@
 //! | `live` | the same, as they survive the process |
 //! | `log` | the same, as they survive power loss |
 //! | [`backing`] | a base's file in the kernel's hands |
-//! | `base` | the local copy of a content and its presence |
+//! | `base`, `presence` | the local copy of a content; which of its blocks are here |
 //! | `room`, `evict` | a limit for bases; who goes when it is reached |
 //! | [`pins`] | bases that stay |
-//! | `fetch` | how a base gets what it misses |
-//! | `chunks` | chunks that were used a moment ago |
+//! | `fetch`, `reads` | how a base gets what it misses; how it is read |
+//! | `chunks`, `maps` | chunks and segment maps that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
@@ -42,12 +42,15 @@ pub mod flush;
 pub mod journal;
 mod live;
 mod log;
+mod maps;
 pub mod mirror;
 mod overlay;
 pub mod patience;
 pub mod pins;
 mod plan;
+mod presence;
 mod readahead;
+mod reads;
 mod recorder;
 mod room;
 pub mod seal;

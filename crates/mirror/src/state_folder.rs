@@ -22,6 +22,7 @@ use crate::chunks::ChunkCache;
 use crate::fetch::{BaseView, Parts};
 use crate::live::LiveStates;
 use crate::log::{log_path, read_log};
+use crate::maps::MapCache;
 use crate::mirror::restore_states;
 use crate::patience::Reachability;
 use crate::room::{Room, UNLIMITED};
@@ -89,6 +90,7 @@ struct Shared {
     path: PathBuf,
     room: Arc<Room>,
     chunks: Arc<ChunkCache>,
+    maps: Arc<MapCache>,
     kept_chunks: OnceLock<Arc<store::ChunkCache>>,
     background: Arc<Background>,
     reachability: Arc<Reachability>,
@@ -116,6 +118,7 @@ impl StateFolder {
             file_system,
             path,
             chunks: Arc::new(ChunkCache::new()),
+            maps: Arc::new(MapCache::new()),
             kept_chunks: OnceLock::new(),
             background: Arc::new(background),
             reachability: Arc::default(),
@@ -352,6 +355,7 @@ impl StateFolder {
         };
         let parts = Parts {
             chunks: self.shared.chunks.clone(),
+            maps: self.shared.maps.clone(),
             background: self.shared.background.clone(),
             reachability: self.shared.reachability.clone(),
             room: self.shared.room.clone(),

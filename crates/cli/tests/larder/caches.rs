@@ -160,6 +160,32 @@ fn a_pin_has_the_daemon_evict_what_only_that_can() {
 }
 
 #[test]
+fn chunks_that_are_kept_compressed_serve_when_their_base_is_gone() {
+    let (larder, images) = with_images(1);
+    let read = |line: &str| {
+        let served = larder.attach(&format!("a --mirror m --nbd ./m.sock {line}"));
+        assert!(NbdClient::connect(&larder.path("m.sock"), "m").read_all() == images[0]);
+        let fetched = number(&larder.json("mirrors")["mirrors"][0], "fetched_bytes");
+        served.stop();
+        larder.run("detach m --discard");
+        std::fs::remove_dir_all(larder.path("state/bases")).unwrap();
+        fetched
+    };
+    assert!(read("") >= LEN as u64 && !larder.path("state/chunks").exists(), "off by itself");
+    assert!(read("--chunk-cache 128MiB") >= LEN as u64);
+    assert!(read("--chunk-cache 128MiB") < LEN as u64 / 4, "most of it was near");
+    let kept = larder.shell("du -sB1 state/chunks");
+    assert!(kept.split_whitespace().next().unwrap().parse::<u64>().unwrap() <= 128 << 20);
+    for file in std::fs::read_dir(larder.path("state/chunks")).unwrap() {
+        let file = file.unwrap().path();
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes.iter_mut().step_by(5000).for_each(|byte| *byte ^= 1);
+        std::fs::write(&file, bytes).unwrap();
+    }
+    assert!(read("--chunk-cache 128MiB") >= LEN as u64, "damaged, it is fetched again");
+}
+
+#[test]
 fn settings_say_how_much_caches_may_take() {
     let larder = Larder::new();
     let settings = larder.json("settings show --base-cache 3GiB");
