@@ -7,12 +7,13 @@ use env::{FileSystem, RealFileSystem};
 use host::limits::{CacheLimits, default_limits};
 use mirror::StateFolder;
 use model::{Error, Kind, Result};
-use repository::Repository;
 use repository::repository::Machine;
+use repository::{Repository, TrustedKey};
 use serde::Deserialize;
 
 use crate::arguments::{Format, GlobalArguments};
 use crate::commands::length::Length;
+use crate::commands::read_key;
 use crate::progress_bar::ProgressBar;
 
 const SETTINGS_LEN_MAX: u64 = 1 << 20;
@@ -31,6 +32,8 @@ pub struct Context {
     pub format: Format,
     /// The settings file, whether or not it exists.
     pub settings_file: PathBuf,
+    /// Public keys, as the settings name them: of what is attached, one must have signed it.
+    pub require_signature_by: Vec<String>,
     quiet: bool,
     lease_time: Option<Duration>,
 }
@@ -57,6 +60,8 @@ struct SettingsFile {
     state: Option<PathBuf>,
     base_cache: Option<String>,
     chunk_cache: Option<String>,
+    #[serde(default)]
+    require_signature_by: Vec<String>,
 }
 
 impl Context {
@@ -96,6 +101,7 @@ impl Context {
             chunk_cache,
             format: arguments.format,
             settings_file,
+            require_signature_by: file.require_signature_by,
             quiet: arguments.quiet,
             lease_time: arguments.lease_seconds.map(Duration::from_secs),
         })
@@ -104,7 +110,8 @@ impl Context {
     /// Opens the repository.
     pub fn repository(&self) -> Result<Repository> {
         self.refuse_urls()?;
-        open_repository(&self.repo.path).map(|repository| self.timed(repository))
+        let repository = open_repository(&self.repo.path)?;
+        Ok(self.timed(repository).trusting(&self.trusted()?))
     }
 
     /// Opens the repository, or makes one and says so.
@@ -115,6 +122,11 @@ impl Context {
             anstream::eprintln!("made a new repository in {}", self.repo.path.display());
         }
         Ok(self.timed(repository))
+    }
+
+    /// The keys that this host believes.
+    pub fn trusted(&self) -> Result<Vec<TrustedKey>> {
+        self.require_signature_by.iter().map(|key| read_key(key)).collect()
     }
 
     fn timed(&self, repository: Repository) -> Repository {
@@ -167,7 +179,7 @@ impl Context {
     }
 }
 
-/// Names a link that packs are behind, as `rate=125MB,delay=1ms`: for benches.
+/// Names a link that packs are behind, as `rate=125MB,delay=1ms,away=FILE`: for benches and soaks.
 const LINK: &str = "LARDER_LINK";
 
 /// True where what is read from the repository comes over a link.

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use env::entropy::{Entropy, SystemEntropy};
 use env::{FileSystem, OpenMode};
 use model::block::{blocks_in_segment, segment_count};
+use model::device::WholeFile;
 use model::{Error, Result};
 
 use crate::base::Base;
@@ -59,6 +60,12 @@ impl BackingFile {
     /// where the file system has no descriptors, as simulated ones.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.guard.0.data.fd()
+    }
+}
+
+impl WholeFile for BackingFile {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd()
     }
 }
 

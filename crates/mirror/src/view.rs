@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use format::mirror_log::Place;
-use model::device::{Device, Extent, check_range};
-use model::{Error, Kind, Result};
+use model::boot_set::BootSet;
+use model::device::{Device, Extent, WholeFile, check_range};
+use model::{BLOCK_LEN, Error, Kind, Result};
 use store::ChunkStore;
 
 use crate::fetch::{BaseView, blocks_of, by_segment};
@@ -69,7 +70,7 @@ impl ReadOnlyView {
             };
             runs.iter().map(|run| u64::from(within(run))).sum::<u64>()
         });
-        blocks.sum::<u64>() * model::BLOCK_LEN as u64
+        blocks.sum::<u64>() * BLOCK_LEN as u64
     }
 
     /// True where all of it is on this host. Cost: a look at every segment, and the map of each that
@@ -81,6 +82,12 @@ impl ReadOnlyView {
     /// Makes what was fetched survive power loss. Not needed for anything but that.
     pub fn close(&self) -> Result<()> {
         self.view.base.checkpoint()
+    }
+
+    /// Brings the blocks of a working set in the background, as far as the version has them. Reads
+    /// overtake it.
+    pub fn prefetch_boot_set(&self, set: Arc<BootSet>) {
+        self.view.prefetch_boot_set(set);
     }
 
     pub(crate) fn base_view(&self) -> &BaseView {
@@ -127,6 +134,14 @@ impl Device for ReadOnlyView {
     fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
         check_range("prefetch", self.length(), offset, len)?;
         self.view.bring_if_room(blocks_of(offset, len))
+    }
+
+    fn whole_file(&self) -> Result<Option<Box<dyn WholeFile>>> {
+        // The file is padded to whole blocks: a reader without us would see the padding. What is
+        // incomplete is not held, which would cost a sync at each open.
+        let is_whole = self.length().is_multiple_of(BLOCK_LEN as u64) && self.view.is_complete();
+        let held = if is_whole { self.hold_file()? } else { None };
+        Ok(held.map(|file| Box::new(file) as Box<dyn WholeFile>))
     }
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {

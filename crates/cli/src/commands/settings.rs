@@ -38,6 +38,7 @@ impl Settings {
             });
             return print_json(&json!({
                 "settings": serde_json::Map::from_iter(named.into_iter().chain(limits)),
+                "require_signature_by": context.require_signature_by,
                 "file": context.settings_file,
             }));
         }
@@ -50,6 +51,10 @@ impl Settings {
         rows.extend(limits.iter().map(|(name, bytes, origin)| {
             vec![name.to_string(), human_len(*bytes), origin.to_string()]
         }));
+        for key in &context.require_signature_by {
+            let name = "require_signature_by".to_string();
+            rows.push(vec![name, key.clone(), "settings file".into()]);
+        }
         rows.push(vec![
             "(file)".into(),
             context.settings_file.display().to_string(),
