@@ -73,8 +73,9 @@ impl BaseSegment {
     /// where the answers differ, the bytes may be zeros that nobody wrote.
     #[inline]
     pub(crate) fn evictions(&self) -> u32 {
-        fence(Ordering::SeqCst);
-        self.eviction_count.load(Ordering::SeqCst)
+        // What was read before is not read after: who saw a hole sees that it was punched.
+        fence(Ordering::Acquire);
+        self.eviction_count.load(Ordering::Acquire)
     }
 
     /// Notes that it was read. Cost: a load, and a store once for each tick of the clock.
