@@ -13,6 +13,7 @@
 //! | [`machine`] | the record of a machine | `docs/formats/machine.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
 //! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
+//! | [`kept_chunk`] | chunks that a host keeps | `docs/formats/chunk-cache.md` |
 //! | [`foreign`] | disk formats of others: raw, qcow2, and what qemu-img knows | `docs/formats/foreign.md` |
 //! | [`error`] | what was wrong with the bytes, and where | |
 //!
@@ -26,6 +27,7 @@ pub mod description;
 pub mod entry;
 pub mod error;
 pub mod foreign;
+pub mod kept_chunk;
 pub mod machine;
 pub mod manifest;
 pub mod mirror_log;

@@ -69,6 +69,11 @@ pub enum Request {
     Wait,
     /// Make or open a mirror and serve it.
     Attach(Box<AttachOrder>),
+    /// Evict from bases that only the asked process can evict from.
+    MakeRoom {
+        /// How many bytes are wanted.
+        bytes: u64,
+    },
     /// What is asked of the owner of one mirror.
     Mirror {
         /// The mirror.
@@ -111,6 +116,11 @@ pub enum Response {
     Attached(Box<Ready>),
     /// How the daemon is.
     Host(Box<HostStatus>),
+    /// Bytes that were given back.
+    Room {
+        /// How many.
+        freed_bytes: u64,
+    },
     /// It did not work.
     Failed {
         /// The error, on one line.

@@ -226,13 +226,17 @@ impl Shared {
             self.lock().mirrors.values().filter_map(|entry| entry.owner.clone()).collect();
         let status = self.status();
         let mut mirrors = Vec::new();
+        let mut overlay_bytes = 0;
         for owner in owners {
+            overlay_bytes += owner.mirror().statistics().overlay_file_bytes;
             mirrors.push(MirrorNumbers { status: owner.status(), counts: owner.counts() });
         }
         metrics::text(HostNumbers {
             served_count: status.served_count,
             waiting_count: status.waiting_count,
-            base_bytes: self.options.state.base_bytes().unwrap_or_default(),
+            bases: self.options.state.base_numbers().unwrap_or_default(),
+            chunks: self.options.state.chunk_cache().map(|c| c.numbers()).unwrap_or_default(),
+            overlay_bytes,
             outages: self.options.state.reachability().outages(),
             fetches: self.fetches.clone(),
             mirrors,
@@ -513,6 +517,9 @@ impl Handler for Shared {
                 self.attach(*order).map(|ready| Response::Attached(Box::new(ready)))
             }
             Request::Mirror { name, request } => self.ask_mirror(&name, *request),
+            Request::MakeRoom { bytes } => {
+                Ok(Response::Room { freed_bytes: self.options.state.make_room(bytes)? })
+            }
             Request::Commit(_)
             | Request::Detach { .. }
             | Request::Resize { .. }

@@ -21,11 +21,13 @@
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`quiesce`] | a guest whose file systems stand still meanwhile |
 //! | [`counts`] | what goes through doors, what is fetched: counted |
+//! | [`limits`] | how much of the disk caches may take |
 //! | [`metrics`] | the same as Prometheus reads it |
 //! | [`scrape`] | answers who asks for metrics |
 //! | [`mirrors`] | the mirrors of this host, served or not |
 //! | [`report`], `report_picture` | what a boot fetched and waited for, as data and as a picture |
 //! | `boot_sets` | when a boot working set is brought, and when one is recorded |
+//! | [`pins`] | versions that are complete on this host and stay so |
 //! | `holds` | what keeps a mirror's version readable in the repository |
 
 mod boot_sets;
@@ -37,9 +39,11 @@ pub mod counts;
 pub mod daemon;
 pub mod doors;
 mod holds;
+pub mod limits;
 pub mod metrics;
 pub mod mirrors;
 pub mod owner;
+pub mod pins;
 pub mod quiesce;
 pub mod records;
 pub mod report;

@@ -399,6 +399,9 @@ impl Handler for Shared {
                 Ok(self.wait_for_end())
             }
             Request::Wait => Ok(self.wait_for_end()),
+            Request::MakeRoom { bytes } => {
+                Ok(Response::Room { freed_bytes: self.state.make_room(bytes)? })
+            }
             Request::Attach(_) | Request::Mirror { .. } => {
                 Err(Error::new(Kind::Invalid, "ask", self.mirror.name().as_str())
                     .because("that is for a host's daemon; this is one mirror's owner"))

@@ -20,9 +20,10 @@ use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
 use model::boot_set::BootSet;
 use model::{BLOCK_LEN, BlockDigest, Error, Result};
 
-use crate::base::{FetchKey, PresentBits};
+use crate::base::FetchKey;
 use crate::fetch::BaseView;
 use crate::journal::Origin;
+use crate::presence::PresentBits;
 
 /// Pieces that are fetched in one request: 1 MiB of plain bytes.
 const PIECES_PER_UNIT: usize = 4;

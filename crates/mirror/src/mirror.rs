@@ -97,6 +97,8 @@ pub struct Statistics {
     pub dirty_bytes: u64,
     /// Bytes that the overlay holds.
     pub overlay_bytes: u64,
+    /// Bytes of disk that the overlay takes.
+    pub overlay_file_bytes: u64,
     /// Plain bytes of the chunks that were fetched since it was opened.
     pub fetched_bytes: u64,
     /// Bytes of the base that are on this host, as far as its segments were touched.
@@ -381,6 +383,7 @@ impl Mirror {
             overlay_bytes: data * BLOCK_LEN as u64,
             fetched_bytes: self.view.fetched_bytes(),
             present_bytes: self.view.base.present_bytes(),
+            overlay_file_bytes: overlay,
             host_bytes: overlay + base + guard(&self.log).len(),
             prefetched_bytes: self.view.boot_counts.brought.load(Ordering::Relaxed),
             misfit_bytes: self.view.boot_counts.misfits.load(Ordering::Relaxed),

@@ -16,7 +16,7 @@
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`documents`] | what is kept with a content: its description, signatures, what tests said |
 //! | [`signing`] | describing, signing, verifying |
-//! | [`statistics`] | how much there is |
+//! | [`statistics`], [`sizes`] | how much there is; what one version takes |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
 //! | [`background`] | work that steps back behind guests |
@@ -55,6 +55,7 @@ pub mod repository;
 pub mod scrub;
 pub mod settings;
 pub mod signing;
+pub mod sizes;
 pub mod statistics;
 mod touched;
 mod walk;
@@ -74,4 +75,5 @@ pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
 pub use scrub::{ScrubRequest, Scrubbed};
 pub use settings::Settings;
 pub use signing::{Checked, SigningKey, TrustedKey, Verdict};
+pub use sizes::VersionSizes;
 pub use statistics::Statistics;

@@ -104,7 +104,7 @@ impl Attach {
 /// Serves a mirror in this process until it is detached.
 fn serve(context: &Context, request: &AttachRequest, mut waiter: Waiter) -> Result<()> {
     background::leave_terminal();
-    let owner = Owner::start(context.repository()?, state_folder(context), request)?;
+    let owner = Owner::start(context.repository()?, limited_state_folder(context)?, request)?;
     print_ready(&owner.ready(), context.format)?;
     let handle = owner.handle();
     let wake = waiter.waker();
@@ -162,6 +162,17 @@ pub fn parse_address(text: &str) -> Result<Address, String> {
 /// This host's state folder.
 pub fn state_folder(context: &Context) -> StateFolder {
     StateFolder::new(std::sync::Arc::new(RealFileSystem), &context.state.path)
+}
+
+/// This host's state folder, its caches within their limits: for whoever reads versions.
+pub fn limited_state_folder(context: &Context) -> Result<StateFolder> {
+    let state = state_folder(context);
+    let limits = context.cache_limits(&state)?;
+    state.limit_bases(limits.bases);
+    if limits.chunks > 0 {
+        state.keep_chunks(limits.chunks);
+    }
+    Ok(state)
 }
 
 fn print_ready(ready: &Ready, format: Format) -> Result<()> {

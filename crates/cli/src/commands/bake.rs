@@ -49,7 +49,7 @@ impl Bake {
     pub fn run(self, context: &Context) -> Result<()> {
         let began = Instant::now();
         let repository = context.repository()?;
-        let disks = HostDisks::new(context, repository.clone(), true);
+        let disks = HostDisks::new(context, repository.clone(), true)?;
         let progress = context.progress(&format!("bake {}", self.reference));
         let request = BakeRequest {
             reference: self.reference,

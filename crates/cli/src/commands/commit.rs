@@ -5,7 +5,7 @@ use model::{Error, ImageName, MirrorName, Result, TagName};
 use serde_json::json;
 
 use crate::arguments::Format;
-use crate::commands::attach::state_folder;
+use crate::commands::attach::limited_state_folder;
 use crate::context::Context;
 use crate::output::{human_len, print_facts, print_json};
 
@@ -47,7 +47,7 @@ impl Commit {
         };
         let progress = context.progress(&format!("commit {}", self.name));
         let outcome = host::mirrors::commit(
-            &state_folder(context),
+            &limited_state_folder(context)?,
             &self.name,
             &options,
             || context.repository(),

@@ -13,7 +13,7 @@ use mirror::{Mirror, Patience, StateFolder};
 use model::{Error, Kind, MirrorName, Result, VersionId};
 use repository::Repository;
 
-use crate::commands::attach::state_folder;
+use crate::commands::attach::limited_state_folder;
 use crate::context::Context;
 
 /// Reads the name of an accelerator.
@@ -97,13 +97,12 @@ pub struct HostDisks {
 
 impl HostDisks {
     /// Disks that this process owns where `own` is true, otherwise this host's daemon if there is one.
-    pub fn new(context: &Context, repository: Repository, own: bool) -> Self {
-        HostDisks {
-            folder: context.repo.path.clone(),
-            repository,
-            state: state_folder(context),
-            own,
-        }
+    ///
+    /// # Errors
+    /// Those of measuring the disk that holds the state folder.
+    pub fn new(context: &Context, repository: Repository, own: bool) -> Result<Self> {
+        let state = limited_state_folder(context)?;
+        Ok(HostDisks { folder: context.repo.path.clone(), repository, state, own })
     }
 
     /// The host's state folder: all that is served shares what was fetched.

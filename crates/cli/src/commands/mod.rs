@@ -16,10 +16,11 @@ mod host;
 mod import;
 mod key;
 mod label;
-mod length;
+pub mod length;
 mod list;
 mod man;
 mod mirrors;
+mod pin;
 mod read;
 mod remove;
 mod report;
@@ -73,6 +74,8 @@ pub enum Command {
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
     Report(report::Report),
     Collect(collect::Collect),
     Stats(stats::Stats),
@@ -121,6 +124,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
+        Command::Pin(command) => command.run(&context),
+        Command::Unpin(command) => command.run(&context),
         Command::Report(command) => command.run(&context),
         Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),

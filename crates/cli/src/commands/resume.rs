@@ -59,7 +59,7 @@ impl Resume {
         let waiter = Waiter::new()?;
         background::leave_terminal();
         let repository = context.repository()?;
-        let disks = HostDisks::new(context, repository.clone(), false);
+        let disks = HostDisks::new(context, repository.clone(), false)?;
         let monitor = Qemu::new(disks.state().path());
         let machine = Machine::find(&repository, disks.state(), &monitor, &self.reference)?;
         let names = self.names()?;

@@ -9,7 +9,7 @@ use host::{AttachRequest, Client, DoorOptions};
 use mirror::Patience;
 use model::{Error, Kind, MirrorName, Reference, Result};
 
-use crate::commands::attach::state_folder;
+use crate::commands::attach::limited_state_folder;
 use crate::commands::guests::{Served, SocketFolder, parse_accelerator};
 use crate::commands::length::Length;
 use crate::context::Context;
@@ -59,7 +59,7 @@ impl Run {
         // From here on a signal ends the guest, and the mirror goes as it should.
         let mut waiter = Waiter::new()?;
         let socket = SocketFolder::make()?;
-        let state = state_folder(context);
+        let state = limited_state_folder(context)?;
         let request = AttachRequest {
             reference: Some(self.reference),
             mirror: mirror.clone(),

@@ -34,6 +34,7 @@ mod nbd_client;
 
 mod bad_input;
 mod blobs;
+mod caches;
 mod collects;
 mod commits;
 mod daemon;
