@@ -25,9 +25,6 @@ use std::time::{Duration, Instant};
 use env::{Clock, Entropy, SystemEntropy};
 use model::{Error, Kind, Result};
 
-/// The name of the helper's port: `/dev/virtio-ports/` and this in the guest.
-pub const PORT_NAME: &str = "larder.agent.0";
-
 /// The longest line taken from the guest, in bytes.
 pub const LINE_MAX: usize = 4096;
 

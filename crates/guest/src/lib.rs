@@ -17,9 +17,10 @@
 //! | [`helper`] | the helper in the guest: installed into a disk, spoken to over a port |
 //! | [`identity`] | what makes one copy of a machine another: given, and confirmed by the guest |
 //! | [`growth`] | processors, memory, disks and network cards for a guest that runs |
+//! | [`seed`] | who a booting guest is to be, in the forms that guests read |
 //! | [`screen`] | the text in what a console sends: escape sequences taken out |
 //!
-//! **Not here**: mirrors and doors (a guest is given a socket or a file), seeds, baked machines.
+//! **Not here**: mirrors and doors (a guest is given a socket or a file), baked machines.
 
 pub mod accelerator;
 pub mod arguments;
@@ -31,6 +32,7 @@ pub mod helper;
 pub mod identity;
 pub mod qmp;
 pub mod screen;
+pub mod seed;
 
 pub use accelerator::{Accelerator, pick_accelerator};
 pub use config::{Console, Drive, Growth, GuestConfig, MemoryFile, Network};

@@ -8,18 +8,18 @@
     reason = "what was measured is for whoever reads the test's output"
 )]
 
-use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use env::{Clock, SystemClock, SystemEntropy};
 use guest::growth::{self, MacAddress, Wanted};
-use guest::helper::{PORT_NAME, install};
+use guest::helper::install;
 use guest::identity::{AuthorizedKeys, Confirmed};
-use guest::{Accelerator, Console, Drive, Guest, GuestConfig, Helper, Identity};
+use guest::{
+    Accelerator, Console, Drive, Growth, Guest, GuestConfig, Helper, Identity, MemoryFile,
+};
 use model::Kind;
 use serde_json::json;
 
@@ -65,31 +65,15 @@ impl Files {
         let drive = Drive::File { path: self.path(disk), read_only: false };
         let mut config = GuestConfig::new(vec![drive], Console::Scripted);
         config.accelerator = Some(Accelerator::Tcg);
-        let socket = self.path(&format!("{disk}.helper"));
-        let share = if is_incoming { "off" } else { "on" };
-        let mut words = vec![
-            "-machine q35,memory-backend=memory".to_owned(),
-            format!("-m {MEMORY_MIB}M,slots=4,maxmem=4G"),
-            "-smp 1,maxcpus=4".to_owned(),
-            format!(
-                "-object memory-backend-file,id=memory,size={MEMORY_MIB}M,mem-path={},share={share}",
-                self.path("memory").display()
-            ),
-            "-device virtio-serial-pci,id=ports".to_owned(),
-            format!("-chardev socket,id=agent,path={},server=on,wait=off", socket.display()),
-            format!("-device virtserialport,bus=ports.0,chardev=agent,name={PORT_NAME}"),
-            "-device vmgenid,guid=auto".to_owned(),
-        ];
-        words.extend((0..3).map(|port| {
-            format!("-device pcie-root-port,id=port{port},chassis={port},addr={:#x}", 16 + port)
-        }));
-        if is_incoming {
-            words.push("-incoming defer".to_owned());
-        }
-        config.extra_arguments =
-            words.iter().flat_map(|word| word.split(' ')).map(OsString::from).collect();
-        let guest = Guest::start(&config).unwrap();
-        (guest, Helper::new(UnixStream::connect(socket).unwrap()))
+        config.memory_mib = MEMORY_MIB;
+        let growth = Growth { cpus_max: 4, memory_max_mib: 4096, memory_slots: 4, port_count: 3 };
+        config.growth = Some(growth);
+        let path = self.path("memory");
+        config.memory_file = Some(MemoryFile { path, is_shared: !is_incoming });
+        config.is_incoming = is_incoming;
+        let mut guest = Guest::start(&config).unwrap();
+        let helper = Helper::new(guest.take_agent().unwrap());
+        (guest, helper)
     }
 
     fn ignore_shared(guest: &Guest) {
