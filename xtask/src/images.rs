@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use guest::{Console, Drive, Guest, GuestConfig};
 use model::{Error, Kind, Result};
 
-pub use recipe::{AGENT, MINIMAL, NGINX, Recipe};
+pub use recipe::{AGENT, CLOUD, MINIMAL, NGINX, Recipe};
 pub use verify::VERIFY;
 
 use crate::process;

@@ -79,6 +79,26 @@ pub const AGENT: Recipe = Recipe {
     state: State::Own,
 };
 
+/// The same with cloud-init and an SSH server.
+pub const CLOUD: Recipe = Recipe {
+    name: "cloud",
+    suite: "bookworm",
+    packages: &[
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "kmod",
+        "iproute2",
+        "linux-image-cloud-amd64",
+        "cloud-init",
+        "netplan.io",
+        "openssh-server",
+    ],
+    disk_mib: 2048,
+    boot_mib: 63,
+    state: State::Own,
+};
+
 impl Recipe {
     /// Everything that decides the image's content.
     fn text(&self) -> String {
