@@ -49,6 +49,8 @@ const COMMANDS: &[&str] = &[
     "host",
     "scrub",
     "boot-set",
+    "pin",
+    "unpin",
     "report",
     "collect",
     "stats",
