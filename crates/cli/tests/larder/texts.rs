@@ -50,6 +50,8 @@ const COMMANDS: &[&str] = &[
     "host",
     "scrub",
     "boot-set",
+    "pin",
+    "unpin",
     "report",
     "collect",
     "stats",
