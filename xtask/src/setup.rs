@@ -76,6 +76,7 @@ const NEEDS: &[Need] = &[
     need("strace", "strace", &[Test]),
     need("systemd-analyze", "systemd", &[Test]),
     need("sqlite3", "sqlite3", &[Test]),
+    need("minisign", "minisign", &[Test]),
     need("casync", "casync", &[Test, Bench]),
     need("restic", "restic", &[Bench]),
     need("borg", "borgbackup", &[Bench]),

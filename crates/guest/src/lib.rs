@@ -27,7 +27,7 @@ pub mod qmp;
 pub mod screen;
 
 pub use accelerator::{Accelerator, pick_accelerator};
-pub use config::{Console, Drive, GuestConfig, Network};
+pub use config::{Console, Drive, Growth, GuestConfig, MemoryFile, Network};
 pub use console::{ScriptedConsole, Seen};
 pub use guest::Guest;
 pub use qmp::{Event, Qmp};

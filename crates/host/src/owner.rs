@@ -11,7 +11,7 @@ use std::time::Duration;
 use mirror::{Binding, Mirror, Patience, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
-use model::{Error, Kind, MirrorName, Reference, Result};
+use model::{Error, Kind, MirrorName, Reference, Result, VersionKind};
 use repository::Repository;
 use repository::chunks::RepositoryChunks;
 use serde::{Deserialize, Serialize};
@@ -417,6 +417,12 @@ fn open_mirror(
             .because("no such mirror here"));
     };
     let wanted = repository.catalog().version(reference)?;
+    repository.require_signature(&wanted)?;
+    if wanted.facts.kind != VersionKind::Disk {
+        return Err(Error::new(Kind::Invalid, "attach", wanted.id.to_string())
+            .because("it is no disk, but a machine that was booted already")
+            .hint(format!("`larder resume {}` brings it to life", wanted.id)));
+    }
     let binding = Binding {
         parent: wanted.id.clone(),
         content: wanted.facts.content,

@@ -13,7 +13,9 @@
 //! | `overlay` | the states of an overlay's blocks |
 //! | `live` | the same, as they survive the process |
 //! | `log` | the same, as they survive power loss |
+//! | [`backing`] | a base's file in the kernel's hands |
 //! | `base` | the local copy of a content and its presence |
+//! | `room`, `evict` | a limit for bases; who goes when it is reached |
 //! | `fetch` | how a base gets what it misses |
 //! | `chunks` | chunks that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
@@ -26,10 +28,12 @@
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 
 mod background;
+pub mod backing;
 mod base;
 mod boot;
 mod chunks;
 pub mod device;
+mod evict;
 mod extents;
 mod fetch;
 mod flights;
@@ -43,15 +47,17 @@ pub mod patience;
 mod plan;
 mod readahead;
 mod recorder;
+mod room;
 pub mod seal;
 mod segments;
 pub mod state_folder;
 pub mod view;
 
+pub use backing::BackingFile;
 pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
 pub use patience::{Outages, Patience, Reachability};
 pub use recorder::Recording;
 pub use seal::Sealed;
-pub use state_folder::{Binding, MirrorSummary, StateFolder};
+pub use state_folder::{BaseNumbers, Binding, MirrorSummary, StateFolder};
 pub use view::ReadOnlyView;

@@ -10,9 +10,12 @@
 //! |---|---|
 //! | [`repository`](mod@repository) | opening and making one; its settings and parts |
 //! | [`import`], [`export`], [`commit`], [`create`] | one verb each |
+//! | [`machine`] | a booted guest: its disk and its memory become two versions at once |
 //! | [`names`] | the names once more, beside the packs |
 //! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
+//! | [`documents`] | what is kept with a content: its description, signatures, what tests said |
+//! | [`signing`] | describing, signing, verifying |
 //! | [`statistics`] | how much there is |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
@@ -34,12 +37,14 @@ pub mod chunks;
 pub mod collect;
 pub mod commit;
 pub mod create;
+pub mod documents;
 pub mod duplicates;
 pub mod export;
 pub mod import;
 mod layout;
 mod lease;
 pub mod lists;
+pub mod machine;
 pub mod names;
 mod packer;
 mod ranges;
@@ -47,6 +52,7 @@ mod rebuild;
 pub mod repository;
 pub mod scrub;
 pub mod settings;
+pub mod signing;
 pub mod statistics;
 mod touched;
 mod walk;
@@ -60,8 +66,10 @@ pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};
+pub use machine::{MachineRequest, PublishedMachine};
 pub use repository::Repository;
 pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
 pub use scrub::{ScrubRequest, Scrubbed};
 pub use settings::Settings;
+pub use signing::{Checked, SigningKey, TrustedKey, Verdict};
 pub use statistics::Statistics;

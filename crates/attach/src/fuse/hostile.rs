@@ -47,7 +47,8 @@ impl Kernel {
             limit,
         )
         .unwrap();
-        let door = Door::new(Core::new(Arc::new(tree)), Owner { uid: 0, gid: 0 });
+        let owner = Owner { uid: 0, gid: 0, version_mode: 0o440 };
+        let (door, _dropped) = Door::new(Core::new(Arc::new(tree)), owner);
         // The handshake is the first thing that the session wants.
         let mut kernel = Kernel { socket, next: 1 };
         let mut hello = Vec::new();

@@ -9,6 +9,7 @@ mod files;
 mod hostile;
 mod ioctls;
 mod mounting;
+mod passthrough;
 mod property;
 mod slow;
 mod speed;

@@ -1,6 +1,4 @@
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use attach::nbd::Address;
@@ -10,6 +8,7 @@ use mirror::{Patience, StateFolder};
 use model::{Error, Kind, MirrorName, Reference, Result};
 
 use crate::arguments::Format;
+use crate::commands::background;
 use crate::context::Context;
 use crate::interrupt::Waiter;
 use crate::output::{human_len, print_json, print_line};
@@ -54,9 +53,6 @@ pub struct Attach {
     detach: bool,
 }
 
-/// Set in the environment of a larder that serves in the background.
-const IN_BACKGROUND: &str = "LARDER_IN_BACKGROUND";
-
 impl Attach {
     pub fn run(self, context: &Context) -> Result<()> {
         if self.nbd.is_none() && self.fuse.is_none() && self.vhost_user.is_none() {
@@ -92,7 +88,7 @@ impl Attach {
             };
         }
         match self.detach {
-            true => serve_in_background(),
+            true => background::start("attach"),
             false => serve(context, &request, waiter),
         }
     }
@@ -100,10 +96,7 @@ impl Attach {
 
 /// Serves a mirror in this process until it is detached.
 fn serve(context: &Context, request: &AttachRequest, mut waiter: Waiter) -> Result<()> {
-    if std::env::var_os(IN_BACKGROUND).is_some() {
-        // Away from the terminal, whose end would end this. It fails where that is done already.
-        let _ = rustix::process::setsid();
-    }
+    background::leave_terminal();
     let owner = Owner::start(context.repository()?, state_folder(context), request)?;
     print_ready(&owner.ready(), context.format)?;
     let handle = owner.handle();
@@ -183,38 +176,4 @@ fn print_ready(ready: &Ready, format: Format) -> Result<()> {
         human_len(ready.length_bytes),
         doors.join(" and ")
     ))
-}
-
-/// Starts the same command without `--detach` in a session of its own, and passes its line on.
-fn serve_in_background() -> Result<()> {
-    let failed = |error| Error::io("start", "larder in the background", error);
-    let program = std::env::current_exe().map_err(failed)?;
-    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--detach");
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env(IN_BACKGROUND, "1")
-        .spawn()
-        .map_err(failed)?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).map_err(failed)?;
-    }
-    if !line.is_empty() {
-        return print_line(line.trim_end());
-    }
-    // It ended without a line: what it said on stderr is what there is to say.
-    let output = child.wait_with_output().map_err(failed)?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    // Warnings may stand before it.
-    let mut lines = text.lines().skip_while(|line| !line.starts_with("larder: "));
-    let reason =
-        lines.next().unwrap_or("it ended early").trim_start_matches("larder: ").to_string();
-    let error = Error::new(Kind::Unavailable, "attach", "in the background").because(reason);
-    Err(match lines.next().and_then(|line| line.strip_prefix("hint: ")) {
-        Some(hint) => error.hint(hint),
-        None => error,
-    })
 }

@@ -1,6 +1,8 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod background;
+mod bake;
 mod boot_set;
 mod clone;
 mod collect;
@@ -9,8 +11,10 @@ mod completions;
 mod create;
 mod detach;
 mod export;
+mod guests;
 mod host;
 mod import;
+mod key;
 mod label;
 mod length;
 mod list;
@@ -19,14 +23,18 @@ mod mirrors;
 mod read;
 mod remove;
 mod report;
+mod resume;
 mod run;
 mod scrub;
 mod settings;
 mod show;
+mod sign;
 mod stats;
 mod stream;
 mod tag;
 mod write;
+
+pub use sign::read_key;
 
 use clap::Subcommand;
 use model::Result;
@@ -50,11 +58,16 @@ pub enum Command {
     Tag(tag::Tag),
     Clone(clone::Clone),
     Remove(remove::Remove),
+    Key(key::Key),
+    Sign(sign::Sign),
+    Verify(sign::Verify),
     Attach(attach::Attach),
     Detach(detach::Detach),
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Bake(bake::Bake),
+    Resume(resume::Resume),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
@@ -92,11 +105,16 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Tag(command) => command.run(&context),
         Command::Clone(command) => command.run(&context),
         Command::Remove(command) => command.run(&context),
+        Command::Key(command) => command.run(&context),
+        Command::Sign(command) => command.run(&context),
+        Command::Verify(command) => command.run(&context),
         Command::Attach(command) => command.run(&context),
         Command::Detach(command) => command.run(&context),
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Bake(command) => command.run(&context),
+        Command::Resume(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),

@@ -17,9 +17,11 @@
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`collects`] | bytes given back, beside others and after kills |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`signatures`] | keys, signatures, hosts that ask for them |
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
+//! | [`machines`] | `larder bake`, `larder resume` |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -38,12 +40,14 @@ mod every_step;
 mod full_disks;
 mod guests;
 mod linux_guest;
+mod machines;
 mod many_images;
 mod memory;
 mod outages;
 mod random_lives;
 mod round_trips;
 mod scrubs;
+mod signatures;
 mod soak;
 mod survival;
 mod texts;
