@@ -27,7 +27,8 @@ pub const VERIFY: Recipe = Recipe {
 /// Its files beside those of packages: name, mode, text.
 pub const FILES: &[(&str, u32, &str)] = &[
     ("usr/local/sbin/verify", 0o755, SCRIPT),
-    ("etc/systemd/system/sysinit.target.wants/verify.service", 0o644, UNIT),
+    ("etc/systemd/system/verify.service", 0o644, UNIT),
+    ("etc/systemd/system/sysinit.target.d/verify.conf", 0o644, "[Unit]\nWants=verify.service\n"),
     // What it logs would be lost with it, and would wait for the disk that is disturbed.
     ("etc/systemd/journald.conf.d/volatile.conf", 0o644, "[Journal]\nStorage=volatile\n"),
 ];

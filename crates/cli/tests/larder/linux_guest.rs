@@ -24,9 +24,10 @@ use crate::harness::{HostDaemon, Larder, Process, Random};
 use crate::soak::Times;
 
 const PIECE: usize = 256 << 10;
-/// Pieces of the second disk. fio works on the first few; the last are asked for first, so that
-/// nothing is fetched ahead.
+/// Pieces of the second disk. fio works on the first few, and Linux looks for labels in the last. Of the
+/// others the last are asked for first, so that nothing is fetched ahead.
 const PIECE_COUNT: usize = 512;
+const PROBED_PIECE_COUNT: usize = 64;
 const VERIFIED_PIECE_COUNT: usize = 32;
 /// The longest that the guest may take from its power switch to its first verified round.
 const BOOT_MAX: Duration = Duration::from_secs(300);
@@ -215,7 +216,8 @@ impl Disturbance<'_> {
             self.start_daemon();
         }
         self.guest.pass(away / 2);
-        assert!(self.guest.open.contains(&("vdb", waiting)), "a read that waits has come");
+        let early = self.guest.answers.get(&("vdb".to_string(), waiting));
+        assert!(early.is_none(), "a read that waits was answered: {early:?}");
         how.end(self.larder);
         self.goes_on(waiting);
         self.guest.ask("vdc", failing);
@@ -278,7 +280,7 @@ fn a_linux_guest_stalls_and_goes_on_without_a_wrong_byte_on_both_doors() {
         guest: Guest::start(&larder),
         daemon: Some(daemon),
         bytes: &bytes,
-        next_piece: PIECE_COUNT,
+        next_piece: PIECE_COUNT - PROBED_PIECE_COUNT,
         way_back_max: Duration::ZERO,
         failed_count: 0,
     };
@@ -310,7 +312,7 @@ fn a_linux_guest_stalls_and_goes_on_without_a_wrong_byte_on_both_doors() {
         times.outage / 10,
         times.outage / 10,
         disturbance.guest.pass_count,
-        PIECE_COUNT - disturbance.next_piece,
+        PIECE_COUNT - PROBED_PIECE_COUNT - disturbance.next_piece,
         disturbance.failed_count,
         disturbance.way_back_max,
     );
