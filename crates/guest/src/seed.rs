@@ -3,14 +3,15 @@
 //! ```text
 //!   Seed --> NoCloud       a disk `cidata`:   meta-data, user-data
 //!        |-> ConfigDrive   a disk `config-2`: openstack/latest/meta_data.json, user_data
-//!        |-> credentials   SMBIOS strings that systemd reads: keys of root, host name
-//!        `-> EC2           an HTTP server at 169.254.169.254: see `metadata`
+//!        `-> credentials   SMBIOS strings that systemd reads: keys of root, host name
 //! ```
 //!
 //! **Invariants**
 //! - A disk is ISO 9660 with Rock Ridge and Joliet, so a guest needs no more than what reads CDs.
 //!
-//! **Source**: cloud-init, "NoCloud", "ConfigDrive" and "EC2" of its data sources; systemd,
+//! **Not here**: EC2's metadata server.
+//!
+//! **Source**: cloud-init, "NoCloud" and "ConfigDrive" of its data sources; systemd,
 //! systemd.system-credentials(7) and smbios-type-11(7).
 
 use std::io::Cursor;
@@ -44,8 +45,6 @@ pub enum SeedKind {
     NoCloud,
     /// A disk with the label `config-2`, as OpenStack gives one.
     ConfigDrive,
-    /// An HTTP server at 169.254.169.254, as EC2 has one.
-    Ec2,
 }
 
 impl SeedKind {
@@ -54,13 +53,12 @@ impl SeedKind {
         match self {
             SeedKind::NoCloud => "nocloud",
             SeedKind::ConfigDrive => "configdrive",
-            SeedKind::Ec2 => "ec2",
         }
     }
 
     /// Reads the word for it.
     pub fn parse(word: &str) -> Option<Self> {
-        let kinds = [SeedKind::NoCloud, SeedKind::ConfigDrive, SeedKind::Ec2];
+        let kinds = [SeedKind::NoCloud, SeedKind::ConfigDrive];
         kinds.into_iter().find(|kind| kind.as_str() == word)
     }
 }
@@ -88,7 +86,11 @@ impl Seed {
     /// [`DATA_LEN_MAX`].
     pub fn check(&self) -> Result<()> {
         check_host_name(&self.host_name)?;
-        check_host_name(&self.instance_id)?;
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if self.instance_id.is_empty() || !self.instance_id.bytes().all(is_plain) {
+            return Err(Error::new(Kind::Invalid, "use the instance id", &*self.instance_id)
+                .because("it has letters, digits, hyphens, underscores and dots"));
+        }
         for key in &self.ssh_keys {
             let is_key = key.contains(' ') && !key.starts_with('#');
             if !is_key || key.chars().any(|sign| sign.is_control() || "\"\\".contains(sign)) {
@@ -104,16 +106,15 @@ impl Seed {
         Ok(())
     }
 
-    /// The bytes of the disk that a guest reads; none where it reads a server.
+    /// The bytes of the disk that a guest reads.
     ///
     /// # Errors
     /// As [`Seed::check`].
-    pub fn disk(&self, kind: SeedKind) -> Result<Option<Vec<u8>>> {
+    pub fn disk(&self, kind: SeedKind) -> Result<Vec<u8>> {
         self.check()?;
         match kind {
-            SeedKind::NoCloud => self.no_cloud().map(Some),
-            SeedKind::ConfigDrive => self.config_drive().map(Some),
-            SeedKind::Ec2 => Ok(None),
+            SeedKind::NoCloud => self.no_cloud(),
+            SeedKind::ConfigDrive => self.config_drive(),
         }
     }
 
@@ -263,7 +264,7 @@ mod tests {
     fn another_program_reads_the_disks() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("seed.iso");
-        std::fs::write(&path, seed().disk(SeedKind::NoCloud).unwrap().unwrap()).unwrap();
+        std::fs::write(&path, seed().disk(SeedKind::NoCloud).unwrap()).unwrap();
         assert!(isoinfo(&path, &["-d"]).contains("Volume id: cidata\n"));
         for tree in ["-R", "-J"] {
             let text = isoinfo(&path, &[tree, "-x", "/meta-data"]);
@@ -273,14 +274,14 @@ mod tests {
             );
             assert_eq!(isoinfo(&path, &[tree, "-x", "/user-data"]), "#!/bin/sh\necho hello\n");
         }
-        std::fs::write(&path, seed().disk(SeedKind::ConfigDrive).unwrap().unwrap()).unwrap();
+        std::fs::write(&path, seed().disk(SeedKind::ConfigDrive).unwrap()).unwrap();
         assert!(isoinfo(&path, &["-d"]).contains("Volume id: config-2\n"));
         let text = isoinfo(&path, &["-R", "-x", "/openstack/latest/meta_data.json"]);
         let meta_data: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(meta_data["hostname"], "web-1");
         assert_eq!(meta_data["public_keys"]["key0"], "ssh-ed25519 AAAA me@here");
         let large = Seed { user_data: Some(vec![b'x'; 3_000_000]), ..seed() };
-        std::fs::write(&path, large.disk(SeedKind::ConfigDrive).unwrap().unwrap()).unwrap();
+        std::fs::write(&path, large.disk(SeedKind::ConfigDrive).unwrap()).unwrap();
         let text = isoinfo(&path, &["-R", "-x", "/openstack/latest/user_data"]);
         assert_eq!(text.len(), 3_000_000);
     }
@@ -317,9 +318,9 @@ mod tests {
 
     #[test]
     fn a_word_is_read_back() {
-        for kind in [SeedKind::NoCloud, SeedKind::ConfigDrive, SeedKind::Ec2] {
+        for kind in [SeedKind::NoCloud, SeedKind::ConfigDrive] {
             assert_eq!(SeedKind::parse(kind.as_str()), Some(kind));
         }
-        assert_eq!(SeedKind::parse("azure"), None);
+        assert_eq!(SeedKind::parse("ec2"), None);
     }
 }

@@ -148,6 +148,15 @@ fn identify(guest: &mut Guest, helper: &mut Helper, name: &str) -> Confirmed {
     confirmed
 }
 
+/// What cannot be written is refused, and none of it is taken for a command.
+fn refuses_a_file(helper: &mut Helper) {
+    let name = helper.report(SOON).unwrap().host_name;
+    let bytes = b"1 host-name hacked\n".repeat(2000);
+    let error = helper.put("/proc/no/such", 0o600, &bytes, SOON).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+    assert_eq!(helper.report(SOON).unwrap().host_name, name);
+}
+
 fn grows(guest: &mut Guest, helper: &mut Helper) {
     let wanted = Wanted { cpus: Some(3), memory_mib: Some(512) };
     let grown = growth::grow(guest.qmp(), helper, wanted, SOON).unwrap();
@@ -195,6 +204,7 @@ fn two_resumed_copies_are_two_machines_and_grow() {
     let uuid = "cat /proc/sys/kernel/random/uuid";
     let first_random = seen(&mut one, uuid);
     eprintln!("identity: {first:?}");
+    refuses_a_file(&mut helper);
     grows(&mut one, &mut helper);
     takes_devices(&files, &mut one);
     let (mut two, mut helper, _) = files.resume("two");

@@ -18,6 +18,7 @@ refuse() { answer error "$@"; }
 
 # Memory that is added comes online by itself, where the kernel can do that.
 prepare() {
+    machine=$(uname -m)
     auto=/sys/devices/system/memory/auto_online_blocks
     [ -w "$auto" ] && echo online >"$auto"
 }
@@ -79,7 +80,7 @@ drop_caches() {
 # The kernel's random numbers: mixed in by any kernel, used at once where the pool can be told so.
 entropy() {
     case $1 in '' | *[!0-9a-f]*) refuse 'not hexadecimal' && return ;; esac
-    rm -f /var/lib/systemd/random-seed
+    [ -e /var/lib/systemd/random-seed ] && : >/var/lib/systemd/random-seed
     if command -v perl >/dev/null; then
         perl -e 'my $b = pack("H*", scalar <STDIN>); open(my $f, ">", "/dev/urandom") or exit 1;
             my $n = length $b; ioctl($f, 0x40085203, pack("iia*", 8 * $n, $n, $b)) or exit 1;
@@ -121,7 +122,7 @@ host_name() {
 # Says `ready`, takes the time in a line of its own, so that what it takes to start a program does not
 # make the clock wrong, and says what the clock is then.
 clock() {
-    if [ "$(uname -m)" = x86_64 ] && command -v perl >/dev/null; then
+    if [ "$machine" = x86_64 ] && command -v perl >/dev/null; then
         perl -e 'my $number = shift; open(my $port, "+<&=", 3) or exit 1;
             syswrite($port, "$number ready\n"); my $line = "";
             while ($line !~ /\n/) { sysread($port, $line, 1, length $line) or exit 0 }
@@ -169,9 +170,13 @@ ssh_keys() {
 # put PATH MODE LEN, then LEN bytes.
 put() {
     case $3 in '' | *[!0-9]*) refuse 'no length' && return ;; esac
-    mkdir -p "${1%/*}" && head -c "$3" <&3 >"$1.larder-new" && chmod "$2" "$1.larder-new" &&
-        mv -f "$1.larder-new" "$1" && done_with "$3" && return
-    refuse 'it could not be written'
+    [ -d "${1%/*}" ] || mkdir -p "${1%/*}"
+    umask 077
+    # All bytes are taken also where they cannot be written: what is left would be read as commands.
+    head -c "$3" <&3 | { cat >"$1.larder-new" || { cat >/dev/null && false; }; } &&
+        chmod "$2" "$1.larder-new" && mv -f "$1.larder-new" "$1" && taken=1 || taken=
+    umask 022
+    [ "$taken" ] && done_with "$3" || refuse 'it could not be written'
 }
 
 # authorize USER LEN, then LEN bytes of public keys, added to those that are there.
