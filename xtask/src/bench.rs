@@ -2,6 +2,7 @@
 //!
 //! | Module | Holds |
 //! |---|---|
+//! | [`aging`] | a mirror after a hundred commits, beside one after none |
 //! | [`measure`] | a program's wall time, CPU time and peak memory |
 //! | [`rows`] | what was measured, row by row; medians; contenders taken in turn |
 //! | [`machine`] | where it was measured, and with what |
@@ -19,7 +20,6 @@
 //! | [`dedup`] | duplicates that the bounded index finds, against its memory |
 //! | [`doors`] | each door with everything present, beside its peers and the raw file |
 //! | [`host`] | a host's daemon: attach to first byte, many attaches at once, memory |
-//! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`import`] | eight images, with larder and with others' tools |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
@@ -33,6 +33,7 @@
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
+mod aging;
 mod blob;
 mod blocks;
 mod bonnie;
@@ -83,6 +84,7 @@ const BENCHES: &[Bench] = &[
     replay::BENCH,
     login::BENCH,
     commit::BENCH,
+    aging::BENCH,
     host::BENCH,
     collect::BENCH,
     soak::BENCH,

@@ -48,7 +48,7 @@ pub const BOOT_MAX: Duration = Duration::from_secs(180);
 /// Builds the images that are missing and says where all are.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure(For::Images)?;
-    let recipes = [&MINIMAL, &NGINX, &AGENT, &VERIFY];
+    let recipes = [&MINIMAL, &NGINX, &AGENT, &CLOUD, &VERIFY];
     let began = Instant::now();
     let paths = ensure(&recipes)?;
     println!("images ready after {}", seconds(began.elapsed()));

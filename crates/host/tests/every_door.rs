@@ -130,7 +130,7 @@ impl House {
 
     /// Attaches, with the doors of which the given one is the first: those before it stay closed.
     fn attach(&self, reference: &str, name: &str, first: Option<Door>) -> Owner {
-        let first = first.map_or(DOORS.len(), |first| position(first));
+        let first = first.map_or(DOORS.len(), position);
         let is_open = |door| position(door) >= first;
         let doors = DoorOptions {
             vhost_user: is_open(Door::VhostUser).then(|| self.path("vhost")),
@@ -268,7 +268,7 @@ impl Clients {
             Door::Fuse => {
                 let mut options = File::options();
                 // Past the page cache every other time.
-                if at / SECTOR % 2 == 0 {
+                if (at / SECTOR).is_multiple_of(2) {
                     options.custom_flags(OFlags::DIRECT.bits() as i32);
                 }
                 let file = options.read(true).open(&self.file).unwrap();
