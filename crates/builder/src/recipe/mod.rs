@@ -17,12 +17,13 @@
 //! **Invariants**: a [`Recipe`] that left [`Recipe::read`] has at least one stage; its stages, in the
 //! order of the file, are a chain in which each stands on an earlier one, and the last is the image.
 
-mod check;
+pub(crate) mod check;
 mod content;
 pub mod keys;
 mod read;
 pub mod schema;
 
+pub(crate) use check::{duration, len};
 pub use content::{
     Archive, Boot, Contents, Disk, Distribution, FileEntry, Recipe, RunStep, Services, Stage,
     System, User,
