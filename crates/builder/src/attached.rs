@@ -27,6 +27,7 @@ use model::{Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber
 use repository::{CommitRequest, Committed, Repository};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use crate::boot::BOOT_OFFSET;
 use crate::tool::{Log, Run, kill_group, program, wait_for};
 
 /// How long the kernel may take for a mount, a trim, an unmount.
@@ -176,6 +177,23 @@ impl Attached {
             self.mirror.base().to_string(),
         )
         .because("neither the disk nor a partition of it is an ext4 file system"))
+    }
+
+    /// Where the boot partition begins, if the disk has one.
+    pub(crate) fn boot_partition(&self, run: &Run) -> Result<Option<u64>> {
+        let (root, _) = self.root(run)?;
+        if root <= BOOT_OFFSET {
+            return Ok(None);
+        }
+        let mut label = [0; 3];
+        // Where FAT says what it is.
+        self.mirror.read(BOOT_OFFSET + 54, &mut label)?;
+        Ok((&label == b"FAT").then_some(BOOT_OFFSET))
+    }
+
+    /// The disk as a file.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
     }
 
     fn is_ext4(&self, offset: u64) -> Result<bool> {

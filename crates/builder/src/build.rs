@@ -121,6 +121,24 @@ struct Build<'a> {
     parent: Option<VersionRecord>,
 }
 
+/// Reads a recipe and checks all that can be told without building it.
+///
+/// # Errors
+/// `Invalid`, with line and column.
+pub fn check(recipe: &Path) -> Result<Recipe> {
+    read(recipe).map(|(recipe, _)| recipe)
+}
+
+fn read(path: &Path) -> Result<(Recipe, Place)> {
+    let (recipe, place) = Recipe::read_file(path)?;
+    for stage in &recipe.stage {
+        if let Some((start, reason)) = crate::clean::check_files(stage) {
+            return Err(place.error("check the recipe", start, reason));
+        }
+    }
+    Ok((recipe, place))
+}
+
 /// Builds the image of a recipe.
 ///
 /// Cost: where nothing changed, reading the recipe, its files and the lock, and a few questions to
@@ -131,12 +149,7 @@ struct Build<'a> {
 /// `Stale` where the lock must fit and does not; `Refused` where a signature is wrong or this is not
 /// root; `Unavailable` where an archive does not answer: try again; `Full`, `Cancelled`.
 pub fn build(repository: &Repository, request: &BuildRequest) -> Result<Built> {
-    let (recipe, place) = Recipe::read_file(&request.recipe)?;
-    for stage in &recipe.stage {
-        if let Some((start, reason)) = crate::clean::check_files(stage) {
-            return Err(place.error("check the recipe", start, reason));
-        }
-    }
+    let (recipe, place) = read(&request.recipe)?;
     let beside = std::path::absolute(&request.recipe)
         .map_err(|error| Error::io("find", request.recipe.display().to_string(), error))?;
     let beside = beside.parent().map(Path::to_path_buf).unwrap_or_default();
@@ -327,11 +340,15 @@ impl Build<'_> {
             shell_on_failure: self.request.shell_on_failure,
         };
         let image = stages::image_of(&key)?;
-        let version = match parent {
-            Some(parent) => derive::make(self.repository, &job, parent, &image)?.version,
+        let (version, stored_len) = match parent {
+            Some(parent) => {
+                let committed = derive::make(self.repository, &job, parent, &image)?;
+                (committed.version, committed.stored_len)
+            }
             None => self.import(&first::make(&job)?, &image, &stage_name)?,
         };
-        stages::describe(self.repository, &key, &recipe_name, &stage_name, ingredients)?;
+        let names = (recipe_name.as_str(), stage_name.as_str());
+        stages::describe(self.repository, &key, names, ingredients, stored_len)?;
         drop(work);
         let seconds = since(began).as_secs_f64();
         Ok((version, BuiltStage { name: stage_name, key, cached: false, why, seconds }))
@@ -356,7 +373,7 @@ impl Build<'_> {
         files.pool(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
     }
 
-    fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<VersionRecord> {
+    fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<(VersionRecord, u64)> {
         let options = OpenOptions { format: Some(InputFormat::Raw), allow_backing: false };
         let mut source = open_source(disk, &options)?;
         let imported = self.repository.import(
@@ -370,7 +387,7 @@ impl Build<'_> {
                 cancel: self.request.cancel,
             },
         )?;
-        Ok(imported.version)
+        Ok((imported.version, imported.stored_len))
     }
 
     /// Makes the last stage the next version of the recipe's image, unless it is the latest already.

@@ -1,13 +1,15 @@
 //! The disk of an image: one file system, or a boot partition and one.
 //!
 //! ```text
-//! direct  | ext4: everything                                     |
+//! direct      | ext4: everything                               |
+//! bios, uefi  | GPT | FAT: kernel, initrd | ext4: everything | GPT |
 //! ```
 
 use std::path::Path;
 
 use model::Result;
 
+use crate::boot;
 use crate::file_system::{FileSystem, identity};
 use crate::first::Job;
 use crate::recipe::{Boot, Disk, len};
@@ -39,7 +41,7 @@ impl Plan {
             Boot::Bios | Boot::Uefi => {
                 let boot = len(disk.boot_size.get_ref()).unwrap_or(127 * MIB);
                 // The copy of the partition table takes the last MiB.
-                (MIB + boot, whole - 2 * MIB - boot)
+                (boot::BOOT_OFFSET + boot, whole - 2 * MIB - boot)
             }
         };
         Plan { boot: disk.boot, len: whole, root_offset, root_len, root: identity(key, "root") }
@@ -53,7 +55,12 @@ pub(crate) fn write_table(tree: &Tree, plan: &Plan) -> Result<()> {
 }
 
 /// Fills the disk.
-pub(crate) fn make(job: &Job, plan: &Plan, root: &Path, disk: &Path) -> Result<()> {
+pub(crate) fn make(job: &Job, plan: &Plan, tree: &Tree, root: &Path, disk: &Path) -> Result<()> {
+    if plan.boot != Boot::Direct {
+        boot::make(job, plan, tree, disk)?;
+    }
+    // Last: whoever reads a file changes the time at which it was read.
+    tree.clamp_times(job.locked.source_date_epoch)?;
     let file_system = FileSystem {
         tree: root,
         disk,

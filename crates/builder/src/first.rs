@@ -74,21 +74,21 @@ impl Job<'_> {
 
 /// Makes the disk of a first stage. It has its name only when it is whole.
 pub(crate) fn make(job: &Job) -> Result<PathBuf> {
+    let wanted = job.recipe.disk_or_default();
+    crate::boot::check_machine(wanted.boot)?;
     let root = job.work.join("root");
     unpack(job, &root)?;
     let tree = Tree::open(&root)?;
     settle(&tree)?;
     check(job, &tree)?;
     let inside = Inside { root: root.clone(), holder: None, epoch: job.locked.source_date_epoch };
-    let wanted = job.recipe.disk_or_default();
     let plan = disk::Plan::of(&wanted, job.key);
     disk::write_table(&tree, &plan)?;
     job.work_on(&tree, &inside, false)?;
-    tree.clamp_times(job.locked.source_date_epoch)?;
     let path = job.work.join("disk.raw");
     let failed = |error| Error::io("make", path.display().to_string(), error);
     File::create_new(&path).and_then(|file| file.set_len(plan.len)).map_err(failed)?;
-    disk::make(job, &plan, &root, &path)?;
+    disk::make(job, &plan, &tree, &root, &path)?;
     Ok(path)
 }
 

@@ -15,6 +15,7 @@
 //! | `resolve`, `packages` | from a recipe to a lock, by apt |
 //! | `key` | what a stage is made of, as a name |
 //! | `first`, `disk`, `file_system` | a stage without a parent: from packages to a disk |
+//! | `boot` | the boot partition: kernel, initrd, loader |
 //! | `derive`, `attached` | a stage upon another: its parent's files, mounted and committed |
 //! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
 //! | `contained` | running things in an image, with nothing of the host in sight |
@@ -29,6 +30,7 @@
 //! **Not here**: mirrors' owners, guests.
 
 mod attached;
+mod boot;
 pub mod build;
 mod clean;
 mod contained;
@@ -47,6 +49,6 @@ mod tool;
 mod tree;
 mod users;
 
-pub use build::{BuildRequest, Built, BuiltStage, Event, build};
+pub use build::{BuildRequest, Built, BuiltStage, Event, build, check};
 pub use lock::Lock;
 pub use recipe::{Place, Recipe};

@@ -10,6 +10,15 @@ use repository::Repository;
 
 use crate::key::{Ingredients, PARTS};
 
+/// The label with the bytes that the repository grew by when a stage was built.
+const STORED: &str = "stored";
+
+/// The label of a stage that is not evicted.
+const PINNED: &str = "pinned";
+
+/// The label with the time at which a stage was built or found last.
+const USED: &str = "used";
+
 /// How much of a part's digest a label keeps: enough to tell two apart.
 const SHOWN: usize = 16;
 
@@ -32,13 +41,16 @@ pub(crate) fn find(repository: &Repository, key: &str) -> Result<Option<VersionR
 pub(crate) fn describe(
     repository: &Repository,
     key: &str,
-    recipe: &str,
-    stage: &str,
+    (recipe, stage): (&str, &str),
     ingredients: &Ingredients,
+    stored_len: u64,
 ) -> Result<()> {
     let image = image_of(key)?;
-    let mut labels: Vec<(&str, String)> =
-        vec![("recipe", recipe.to_owned()), ("stage", stage.to_owned())];
+    let mut labels: Vec<(&str, String)> = vec![
+        ("recipe", recipe.to_owned()),
+        ("stage", stage.to_owned()),
+        (STORED, stored_len.to_string()),
+    ];
     labels.extend(
         ingredients
             .parts()
@@ -53,7 +65,7 @@ pub(crate) fn describe(
 /// Notes that a stage was used now: what was not used for long is evicted first.
 pub(crate) fn note_use(repository: &Repository, key: &str) -> Result<()> {
     let now = SystemClock.now().to_rfc3339();
-    repository.catalog().set_label(&image_of(key)?, &LabelKey::new("used")?, Some(&now))
+    repository.catalog().set_label(&image_of(key)?, &LabelKey::new(USED)?, Some(&now))
 }
 
 /// Why a stage has to be built, in words.
@@ -92,26 +104,56 @@ pub(crate) fn why(
     }
 }
 
+/// A stage as a list shows it.
+#[derive(Clone, Debug)]
+pub struct StageRecord {
+    /// The image that it is.
+    pub image: ImageName,
+    /// Its key.
+    pub key: String,
+    /// Its name in the recipe that made it.
+    pub name: String,
+    /// That recipe's name.
+    pub recipe: String,
+    /// Bytes that the repository grew by when it was built.
+    pub stored_len: u64,
+    /// When it was built or found last.
+    pub used: String,
+    /// It is not evicted.
+    pub pinned: bool,
+}
+
 /// All stages of a repository, the one used last first.
-pub fn list(repository: &Repository) -> Result<Vec<ImageRecord>> {
-    let mut stages = repository.catalog().images(&ImageFilter::default())?;
-    stages.retain(|image| image.name.as_str().starts_with(model::name::STAGES));
-    let used = |image: &ImageRecord| {
-        LabelKey::new("used").ok().and_then(|key| image.labels.get(&key).cloned())
-    };
-    stages.sort_by_key(|image| std::cmp::Reverse((used(image), image.created)));
+pub fn list(repository: &Repository) -> Result<Vec<StageRecord>> {
+    let images = repository.catalog().images(&ImageFilter::default())?;
+    let mut stages: Vec<_> = images.iter().filter_map(record).collect();
+    stages.sort_by(|a, b| (&b.used, &b.key).cmp(&(&a.used, &a.key)));
     Ok(stages)
+}
+
+fn record(image: &ImageRecord) -> Option<StageRecord> {
+    let key = image.name.as_str().strip_prefix(model::name::STAGES)?.to_owned();
+    let label = |name: &str| {
+        LabelKey::new(name).ok().and_then(|key| image.labels.get(&key).cloned()).unwrap_or_default()
+    };
+    Some(StageRecord {
+        image: image.name.clone(),
+        key,
+        name: label("stage"),
+        recipe: label("recipe"),
+        stored_len: label(STORED).parse().unwrap_or(0),
+        used: label(USED),
+        pinned: !label(PINNED).is_empty(),
+    })
 }
 
 /// The stage whose key begins so.
 ///
 /// # Errors
 /// `NotFound` where there is none, `Invalid` where there are several.
-pub fn named(repository: &Repository, beginning: &str) -> Result<ImageRecord> {
-    let begins = |image: &ImageRecord| {
-        image.name.as_str()[model::name::STAGES.len()..].starts_with(beginning)
-    };
-    let mut found: Vec<_> = list(repository)?.into_iter().filter(begins).collect();
+pub fn named(repository: &Repository, beginning: &str) -> Result<StageRecord> {
+    let mut found = list(repository)?;
+    found.retain(|stage| stage.key.starts_with(beginning));
     match (found.pop(), found.is_empty()) {
         (Some(stage), true) => Ok(stage),
         (Some(_), false) => {
@@ -121,5 +163,58 @@ pub fn named(repository: &Repository, beginning: &str) -> Result<ImageRecord> {
         (None, _) => Err(Error::new(Kind::NotFound, "find the stage", beginning)
             .because("no key begins so")
             .hint("`larder stages list` shows them")),
+    }
+}
+
+/// Says whether a stage is left alone by an eviction.
+pub fn pin(repository: &Repository, stage: &StageRecord, pinned: bool) -> Result<()> {
+    let value = pinned.then_some("yes");
+    repository.catalog().set_label(&stage.image, &LabelKey::new(PINNED)?, value)
+}
+
+/// Which stages go so that those that stay have grown the repository by at most `max_len`: those used
+/// longest ago first, and no pinned one.
+pub fn plan_eviction(stages: &[StageRecord], max_len: u64) -> Vec<StageRecord> {
+    let mut total: u64 = stages.iter().map(|stage| stage.stored_len).sum();
+    let mut by_age: Vec<_> = stages.iter().filter(|stage| !stage.pinned).collect();
+    by_age.sort_by(|a, b| (&a.used, &a.key).cmp(&(&b.used, &b.key)));
+    let mut gone = Vec::new();
+    for stage in by_age {
+        if total <= max_len {
+            break;
+        }
+        total -= stage.stored_len;
+        gone.push(stage.clone());
+    }
+    gone
+}
+
+/// Takes a stage's name away; images made of it stay, and `collect` gives back what only it needed.
+pub fn evict(repository: &Repository, stage: &StageRecord) -> Result<()> {
+    repository.catalog().remove_image(&stage.image).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_used_for_long_goes_first_and_what_is_pinned_stays() {
+        let stage = |number: u8, stored_len, pinned| StageRecord {
+            image: image_of(&format!("a{number}").repeat(32)).unwrap(),
+            key: String::new(),
+            name: number.to_string(),
+            recipe: String::new(),
+            stored_len,
+            used: format!("2026-01-0{number}"),
+            pinned,
+        };
+        let stages = [stage(3, 10, false), stage(1, 10, true), stage(2, 10, false)];
+        let names = |max| -> Vec<_> {
+            plan_eviction(&stages, max).into_iter().map(|stage| stage.name).collect()
+        };
+        assert_eq!(names(30), [""; 0]);
+        assert_eq!(names(29), ["2"]);
+        assert_eq!(names(0), ["2", "3"]);
     }
 }

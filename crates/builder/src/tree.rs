@@ -61,6 +61,25 @@ impl Tree {
         Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// Copies a file out of the tree.
+    pub(crate) fn copy_out(&self, path: &str, to: &Path) -> Result<()> {
+        let copy = || -> io::Result<()> {
+            let mut from = File::from(self.open_in(path, OFlags::RDONLY | OFlags::NONBLOCK, 0)?);
+            io::copy(&mut from, &mut File::create(to)?).map(drop)
+        };
+        copy().map_err(|error| Error::io("read", path, error))
+    }
+
+    /// What tells a file from another at the same place: its name, length, number and time of change.
+    pub(crate) fn signature(&self, path: &str) -> Result<String> {
+        let look = || -> io::Result<String> {
+            let facts = rustix::fs::fstat(self.open_in(path, OFlags::PATH, 0)?)?;
+            let (len, inode, time) = (facts.st_size, facts.st_ino, facts.st_mtime);
+            Ok(format!("{path} {len} {inode} {time}"))
+        };
+        look().map_err(|error| Error::io("read", path, error))
+    }
+
     /// True where something is there, a link that leads nowhere included.
     pub(crate) fn exists(&self, path: &str) -> bool {
         let Ok((folder, name)) = self.parent(path) else { return false };
@@ -141,14 +160,18 @@ impl Tree {
         make().map_err(|error| Error::io("make", path, error))
     }
 
-    /// What is in a folder, sorted; nothing where there is no such folder.
+    /// What is in a folder, sorted; nothing where there is no such folder, or a link in its place.
     pub(crate) fn list(&self, path: &str) -> Result<Vec<(String, FileType)>> {
-        let folder = match self.open_in(path, OFlags::RDONLY | OFlags::DIRECTORY, 0) {
-            Ok(folder) => folder,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io("list", path, error)),
-        };
+        let folder =
+            match self.open_in(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0) {
+                Ok(folder) => folder,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Vec::new()),
+                Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                    return Ok(Vec::new());
+                }
+                Err(error) => return Err(Error::io("list", path, error)),
+            };
         let failed = |errno: Errno| Error::io("list", path, errno.into());
         let mut names = Vec::new();
         for entry in Dir::new(folder).map_err(failed)? {

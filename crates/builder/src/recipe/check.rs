@@ -217,7 +217,8 @@ fn check_disk(recipe: &Recipe, place: &Place) -> Result<()> {
         })
     };
     let (whole, boot) = (read(&disk.size)?, read(&disk.boot_size)?);
-    let needed = if disk.boot == Boot::Direct { DISK_LEN_MIN } else { boot + DISK_LEN_MIN };
+    let needed =
+        if disk.boot == Boot::Direct { DISK_LEN_MIN } else { boot.saturating_add(DISK_LEN_MIN) };
     if whole < needed || whole > model::block::LENGTH_MAX {
         let reason = format!("a disk of `{}` cannot be made", disk.size.get_ref());
         return Err(place.error(OPERATION, disk.size.span().start, reason));

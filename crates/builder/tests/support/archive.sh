@@ -3,6 +3,7 @@
 #   tiny      a file, a configuration step; depends on tools
 #   tiny 2.0  in the suite `next`
 #   more      depends on tiny; has a service, a log folder, and a machine id that it should not make
+#   kernel    what a boot partition holds, not that it runs; 2.0 in the suite `next`
 #   broken    its configuration fails
 set -e
 umask 022
@@ -59,6 +60,10 @@ dd if=/dev/zero bs=1k count=64 2>/dev/null | tr '\0' m > more/usr/share/more/dat
 script more 'echo 0123456789abcdef0123456789abcdef > /etc/machine-id
 echo key > /etc/ssh/ssh_host_rsa_key
 echo said > /var/log/more/log'
+control kernel 1.0 all 'Depends: tools
+'
+mkdir -p kernel/boot
+for what in vmlinuz initrd.img; do head -c 200000 /dev/zero | tr '\0' "${what%%[!v]*}k" > kernel/boot/$what-1; done
 control broken 1.0 all 'Depends: tools
 '
 script broken 'echo this package is broken >&2; exit 7'
@@ -82,7 +87,7 @@ GNUPGHOME=$(mktemp -d); export GNUPGHOME
 gpg --batch --passphrase '' --quick-generate-key 'test <test@localhost>' ed25519 sign never 2>/dev/null
 gpg --batch --export > ../keys.gpg
 find . -exec touch -h -d @1700000000 {} +
-suite bookworm tools tiny more broken
+suite bookworm tools tiny more kernel broken
 suite next tools tiny2 more
 # A key of somebody else.
 rm -rf "$GNUPGHOME"; GNUPGHOME=$(mktemp -d)

@@ -27,7 +27,7 @@ pub fn archive() -> PathBuf {
 
 /// A folder with recipes, a repository and a state folder of its own.
 pub struct Kitchen {
-    folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
     pub repository: Repository,
     pub archive: PathBuf,
     pub cancel: Cancel,

@@ -2,6 +2,7 @@
 
 mod attach;
 mod boot_set;
+mod build;
 mod clone;
 mod collect;
 mod commit;
@@ -17,12 +18,14 @@ mod list;
 mod man;
 mod mirrors;
 mod read;
+mod recipe;
 mod remove;
 mod report;
 mod run;
 mod scrub;
 mod settings;
 mod show;
+mod stages;
 mod stats;
 mod stream;
 mod tag;
@@ -55,6 +58,9 @@ pub enum Command {
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
     Run(run::Run),
+    Build(build::Build),
+    Recipe(recipe::Recipe),
+    Stages(stages::Stages),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
@@ -97,6 +103,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Build(command) => command.run(&context),
+        Command::Recipe(command) => command.run(&context),
+        Command::Stages(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
