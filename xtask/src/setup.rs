@@ -52,18 +52,21 @@ const fn need(what: &'static str, package: &'static str, tasks: &'static [For]) 
 use For::{Bench, Demo, Images, Test};
 
 const NEEDS: &[Need] = &[
-    need("mmdebstrap", "mmdebstrap", &[Images, Demo, Bench]),
+    need("mmdebstrap", "mmdebstrap", &[Images, Demo, Test, Bench]),
     need(
         "/usr/share/keyrings/debian-archive-keyring.gpg",
         "debian-archive-keyring",
         &[Images, Demo, Bench],
     ),
+    need("bwrap", "bubblewrap", &[Test]),
+    need("gpg", "gnupg", &[Test]),
     need("mke2fs", "e2fsprogs", &[Images, Demo, Test, Bench]),
-    need("sfdisk", "fdisk", &[Images, Demo, Bench]),
-    need("mkfs.vfat", "dosfstools", &[Images, Demo, Bench]),
-    need("mcopy", "mtools", &[Images, Demo, Bench]),
-    need("syslinux", "syslinux", &[Images, Demo, Bench]),
-    need("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common", &[Images, Demo, Bench]),
+    need("sfdisk", "fdisk", &[Images, Demo, Test, Bench]),
+    need("mkfs.vfat", "dosfstools", &[Images, Demo, Test, Bench]),
+    need("mcopy", "mtools", &[Images, Demo, Test, Bench]),
+    need("syslinux", "syslinux", &[Images, Demo, Test, Bench]),
+    need("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common", &[Images, Demo, Test, Bench]),
+    need("/usr/lib/systemd/boot/efi/systemd-bootx64.efi", "systemd-boot-efi", &[Test]),
     need("qemu-system-x86_64", "qemu-system-x86", &[Images, Demo, Test, Bench]),
     need("qemu-img", "qemu-utils", &[Demo, Test, Bench]),
     need("qemu-io", "qemu-utils", &[Test, Bench]),

@@ -4,6 +4,7 @@ mod attach;
 mod background;
 mod bake;
 mod boot_set;
+mod build;
 mod clone;
 mod collect;
 mod commit;
@@ -22,6 +23,7 @@ mod man;
 mod mirrors;
 mod pin;
 mod read;
+mod recipe;
 mod remove;
 mod report;
 mod resize;
@@ -31,6 +33,7 @@ mod scrub;
 mod settings;
 mod show;
 mod sign;
+mod stages;
 mod stats;
 mod stream;
 mod tag;
@@ -71,6 +74,9 @@ pub enum Command {
     Run(run::Run),
     Bake(bake::Bake),
     Resume(resume::Resume),
+    Build(build::Build),
+    Recipe(recipe::Recipe),
+    Stages(stages::Stages),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
@@ -121,6 +127,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Run(command) => command.run(&context),
         Command::Bake(command) => command.run(&context),
         Command::Resume(command) => command.run(&context),
+        Command::Build(command) => command.run(&context),
+        Command::Recipe(command) => command.run(&context),
+        Command::Stages(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
