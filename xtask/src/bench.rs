@@ -12,6 +12,7 @@
 //! | [`blob`] | many writers and readers of byte ranges at once |
 //! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`boot`] | which machine boots soonest |
+//! | [`caches`] | the boot working sets of many images in a host's stock |
 //! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`corpus`] | eight images, and what is in them |
@@ -35,6 +36,7 @@
 mod blob;
 mod blocks;
 mod boot;
+mod caches;
 #[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
 mod chart;
 mod collect;
@@ -78,6 +80,7 @@ const BENCHES: &[Bench] = &[
     doors::BENCH,
     vhost::BENCH,
     replay::BENCH,
+    caches::BENCH,
     login::BENCH,
     commit::BENCH,
     host::BENCH,

@@ -17,7 +17,9 @@ use model::boot_set::BOOT;
 use model::{BLOCK_LEN, Kind, Result, VersionId};
 use repository::{Repository, RepositoryChunks};
 
+use crate::owner::AttachRequest;
 use crate::report::Report;
+use crate::stock::StockedChunks;
 
 /// A boot is over when the guest has read nothing new for this long.
 const QUIET: Duration = Duration::from_secs(10);
@@ -61,21 +63,26 @@ impl BootWatch {
     pub(crate) fn start(
         repository: &Repository,
         chunks: &Arc<RepositoryChunks>,
+        stocked: &StockedChunks,
         state: &StateFolder,
         mirror: &Arc<Mirror>,
-        record: Option<&str>,
+        request: &AttachRequest,
     ) -> Result<Option<Self>> {
+        let record = request.record.as_deref();
         let version = match repository.catalog().version(&mirror.base().into()) {
             Ok(version) if version.facts.content == mirror.binding().content => version,
             Ok(_) => return Ok(None),
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let known = repository.boot_set(&version, BOOT)?;
-        let own = known.as_ref().filter(|set| set.record.content == version.facts.content);
-        let is_settled = own.is_some_and(|set| set.record.boots >= BOOTS_MERGED);
+        let known = repository.boot_set_record(&version, BOOT)?;
+        let own = known.as_ref().filter(|set| set.content == version.facts.content);
+        let is_settled = own.is_some_and(|set| set.boots >= BOOTS_MERGED);
         if let Some(known) = &known {
-            mirror.prefetch_boot_set(known.set.clone());
+            match stocked.boot_set(known) {
+                Ok(set) => mirror.prefetch_boot_set(Arc::new(set)),
+                Err(error) => tracing::warn!("no prefetch: {}", error.chain()),
+            }
         }
         // What is not kept as a set is told in the report all the same.
         mirror.start_recording();

@@ -23,6 +23,7 @@
 //! | [`scrape`] | answers who asks for metrics |
 //! | [`mirrors`] | the mirrors of this host, served or not |
 //! | [`report`], `report_picture` | what a boot fetched and waited for, as data and as a picture |
+//! | [`stock`] | this host's stock of boot working sets: read from first, synced by the daemon |
 //! | `boot_sets` | when a boot working set is brought, and when one is recorded |
 //! | `holds` | what keeps a mirror's version readable in the repository |
 
@@ -41,6 +42,7 @@ pub mod records;
 pub mod report;
 mod report_picture;
 pub mod scrape;
+pub mod stock;
 pub mod tree;
 
 pub use commit::{CommitOptions, Outcome};

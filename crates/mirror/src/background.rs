@@ -9,8 +9,13 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::base::Base;
 use crate::fetch::BaseView;
+use crate::pace::Permits;
 
 const QUEUE_MAX: usize = 8;
+
+/// Units of boot working sets that are under way at once, whatever the number of mirrors: each takes
+/// some 1.5 MiB of memory.
+const PREFETCHES_MAX: usize = 16;
 
 enum Job {
     Prefetch(Weak<BaseView>, Range<u64>),
@@ -18,19 +23,31 @@ enum Job {
 }
 
 /// The thread, started with the first job; it ends after the last owner is gone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Background {
     queue: OnceLock<Option<SyncSender<Job>>>,
+    prefetches: Arc<Permits>,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Background { queue: OnceLock::new(), prefetches: Arc::new(Permits::new(PREFETCHES_MAX)) }
+    }
 }
 
 impl Background {
     /// None at all: jobs are forgotten. For tests that count what happens.
     pub(crate) fn none() -> Self {
-        Background { queue: OnceLock::from(None) }
+        Background { queue: OnceLock::from(None), ..Background::default() }
     }
 
     pub(crate) fn prefetch(&self, view: &Arc<BaseView>, blocks: Range<u64>) {
         self.send(Job::Prefetch(Arc::downgrade(view), blocks));
+    }
+
+    /// The right to bring a unit of a boot working set.
+    pub(crate) fn prefetches(&self) -> Arc<Permits> {
+        self.prefetches.clone()
     }
 
     pub(crate) fn checkpoint(&self, base: &Arc<Base>) {

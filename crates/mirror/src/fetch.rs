@@ -319,7 +319,7 @@ impl BaseView {
             self.by_layout(|layout| {
                 let map = self.map(layout, segment)?;
                 while let Some(missing) = bits.first_missing(range.start, range.end) {
-                    if self.bring_by_boot_set(segment, missing) {
+                    if self.bring_by_boot_set(segment, missing, map) {
                         continue;
                     }
                     let chunk = self.run_at(map, segment, missing)?.chunk;
@@ -394,6 +394,10 @@ impl BaseView {
         if self.base.count_fetched(len) {
             self.background.checkpoint(&self.base);
         }
+    }
+
+    pub(crate) fn background(&self) -> &Background {
+        &self.background
     }
 
     /// The boot working set that is on its way.

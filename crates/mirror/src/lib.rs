@@ -39,6 +39,7 @@ mod live;
 mod log;
 pub mod mirror;
 mod overlay;
+mod pace;
 pub mod patience;
 mod plan;
 mod readahead;

@@ -66,17 +66,28 @@ impl Repository {
     /// # Errors
     /// Those of the catalog. A set that cannot be read is no set: the version is read without it.
     pub fn boot_set(&self, version: &VersionRecord, name: &str) -> Result<Option<FoundBootSet>> {
+        let Some(record) = self.boot_set_record(version, name)? else { return Ok(None) };
+        match self.chunks().boot_set(record.digest) {
+            Ok(set) => Ok(Some(FoundBootSet { record, set: Arc::new(set) })),
+            Err(error) => {
+                tracing::warn!("{}", error.chain());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Which working set serves a version: its own, or that of the nearest version before it. Cost: a
+    /// few questions to the catalog.
+    pub fn boot_set_record(
+        &self,
+        version: &VersionRecord,
+        name: &str,
+    ) -> Result<Option<BootSetRecord>> {
         let mut version = version.clone();
         for _ in 0..ANCESTORS_MAX {
             let sets = self.catalog.boot_sets(version.facts.content)?;
             if let Some(record) = sets.into_iter().find(|set| set.name == name) {
-                return Ok(match self.chunks().boot_set(record.digest) {
-                    Ok(set) => Some(FoundBootSet { record, set: Arc::new(set) }),
-                    Err(error) => {
-                        tracing::warn!("{}", error.chain());
-                        None
-                    }
-                });
+                return Ok(Some(record));
             }
             let Some(parent) = version.facts.parent else { return Ok(None) };
             version = match self.catalog.version(&parent.into()) {

@@ -13,6 +13,7 @@
 //! | [`names`] | the names once more, beside the packs |
 //! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
+//! | [`mod@stock`] | boot working sets that a host keeps, in a repository of its own |
 //! | [`statistics`] | how much there is |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
@@ -48,6 +49,7 @@ pub mod repository;
 pub mod scrub;
 pub mod settings;
 pub mod statistics;
+pub mod stock;
 mod touched;
 mod walk;
 mod windows;
@@ -65,3 +67,4 @@ pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
 pub use scrub::{ScrubRequest, Scrubbed};
 pub use settings::Settings;
 pub use statistics::Statistics;
+pub use stock::{Stock, StockedSet, SyncRequest, Synced, Wanted};

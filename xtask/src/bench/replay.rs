@@ -6,10 +6,13 @@
 //!                                 `--NBD--> qemu-nbd, fresh copy of the file   each round
 //! ```
 //!
+//! [`link`] replays it once more, the repository behind a link.
+//!
 //! **Invariants**: a mirror has a state folder of its own each round, so nothing is present; both
 //! answer the same bytes, which a digest of the first 512 of each read checks where requests go one by one.
 
 mod client;
+mod link;
 mod recorder;
 pub(super) mod trace;
 
@@ -68,10 +71,7 @@ const WAYS: &[Way] = &[
 
 fn run(session: &mut Session) -> Result<()> {
     let disk = inputs::disks(session)?.remove(0);
-    let calls = match session.size {
-        Size::Small => made_up(),
-        Size::Full => boot_trace(session, &disk)?,
-    };
+    let calls = trace_of(session, &disk)?;
     let length = disk.metadata().map(|meta| meta.len()).unwrap_or(0);
     client::check(&calls, length)?;
     let place = Place {
@@ -89,8 +89,10 @@ fn run(session: &mut Session) -> Result<()> {
         if way.cold && (session.size == Size::Small || !rustix::process::geteuid().is_root()) {
             continue;
         }
-        if way.set {
+        if way.set && !place.has_set() {
+            link::run(session, &place, false)?;
             place.record_set()?;
+            link::run(session, &place, true)?;
         }
         let digests = RefCell::new(Vec::new());
         let mirror = || place.on_mirror(*way, &digests);
@@ -108,6 +110,9 @@ fn run(session: &mut Session) -> Result<()> {
         }
     }
     say(session, &place.calls);
+    let set =
+        place.larder.json(&["boot-set", "show", "image"]).and_then(|a| a.number("stored_bytes"));
+    link::say(session, set.ok());
     Ok(())
 }
 
@@ -144,11 +149,12 @@ impl Place {
         Ok(columns)
     }
 
-    /// Records the trace as the version's boot working set, unless that was done.
+    fn has_set(&self) -> bool {
+        self.larder.json(&["boot-set", "show", "image"]).is_ok()
+    }
+
+    /// Records the trace as the version's boot working set.
     fn record_set(&self) -> Result<()> {
-        if self.larder.json(&["boot-set", "show", "image"]).is_ok() {
-            return Ok(());
-        }
         inputs::remove(&self.state)?;
         let socket = self.sockets.path().join("mirror");
         let attached = self.larder.attach_with("image", "fresh", &socket, &["--record", "boot"])?;
@@ -194,6 +200,14 @@ fn rest(cold: bool) -> Result<()> {
         fs::write(path, "3").map_err(|source| Error::io("write", path, source))?;
     }
     Ok(())
+}
+
+/// The calls that a bench replays: of a real boot, or made up for a small disk.
+pub(super) fn trace_of(session: &mut Session, disk: &Path) -> Result<Vec<Call>> {
+    match session.size {
+        Size::Small => Ok(made_up()),
+        Size::Full => boot_trace(session, disk),
+    }
 }
 
 /// The calls of a boot up to the login prompt: as recorded before, or recorded now.
