@@ -46,7 +46,7 @@ const LISTEN_BACKLOG: i32 = 128;
 /// How long accepting rests after a failure, for example without file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(200);
 
-/// What can be asked. The first four are for a mirror's owner, the others for a host's daemon, which
+/// What can be asked. The first five are for a mirror's owner, the others for a host's daemon, which
 /// answers `Status` too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -55,6 +55,8 @@ pub enum Request {
     Status,
     /// Make its changes a version.
     Commit(CommitOptions),
+    /// The guest is ready: its boot is over, and what it has read is its boot working set.
+    Ready,
     /// Stop serving it; throw it away if asked to.
     Detach {
         /// True to throw the mirror and its changes away.
@@ -93,6 +95,8 @@ pub enum Response {
     Status(Box<MirrorStatus>),
     /// The version that was made.
     Committed(Box<Outcome>),
+    /// Noted that the guest is ready.
+    Ready,
     /// It has stopped serving; the connection ends.
     Detaching,
     /// It has stopped serving, for now: its daemon ends, and the next one serves it again.

@@ -380,6 +380,13 @@ impl Handler for Shared {
                 let outcome = self.committer.commit(&options, &Silent)?;
                 Ok(Response::Committed(Box::new(outcome)))
             }
+            Request::Ready => {
+                let watch = self.boot_watch.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(watch) = &*watch {
+                    watch.is_ready();
+                }
+                Ok(Response::Ready)
+            }
             Request::Detach { discard } => {
                 self.ask_to_stop(Asked::Detach { discard });
                 Ok(self.wait_for_end())

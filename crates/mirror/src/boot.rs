@@ -91,7 +91,7 @@ impl Boot {
     }
 
     /// The unit that holds a block as the version's map has it, unless it was tried already.
-    fn unit_of(&self, block: u64, map: &SegmentMap) -> Option<usize> {
+    pub(crate) fn unit_of(&self, block: u64, map: &SegmentMap) -> Option<usize> {
         let found = self.positions.binary_search_by_key(&block, |(block, _)| *block).ok()?;
         let position = self.positions[found].1 as usize;
         let unit = self.unit_starts.partition_point(|start| *start <= position) - 1;

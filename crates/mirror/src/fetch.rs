@@ -16,8 +16,9 @@
 //! each then tries itself. A store that cannot be reached is waited for, see `patience`. Wrong bytes
 //! are asked for once more. On a full disk blocks are served without being kept.
 
+use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use crate::chunks::ChunkCache;
 use crate::journal::{Journal, Origin};
 use crate::patience::{FetchError, Patience, Reachability, persist};
 use crate::plan::BaseBlock;
-use crate::readahead::Readahead;
+use crate::readahead::{Distance, Readahead};
 use crate::recorder::Recorder;
 use crate::segments::SegmentTable;
 
@@ -47,6 +48,7 @@ pub(crate) struct BaseView {
     chunks: Arc<ChunkCache>,
     background: Arc<Background>,
     pub(crate) readahead: Readahead,
+    distance: Distance,
     fetched_bytes: AtomicU64,
     reachability: Arc<Reachability>,
     patience: Mutex<Patience>,
@@ -60,6 +62,9 @@ pub(crate) struct BaseView {
     pub(crate) recorder: Recorder,
     pub(crate) journal: Journal,
 }
+
+/// Chunks that one prefetch has under way at once.
+const AHEAD_MAX: usize = 8;
 
 /// How often one read follows the content to a new layout.
 const FOLLOWED_MAX: usize = 8;
@@ -140,6 +145,7 @@ impl BaseView {
             chunks,
             background,
             readahead: Readahead::default(),
+            distance: Distance::default(),
             fetched_bytes: AtomicU64::new(0),
             reachability,
             patience: Mutex::new(Patience::Limited(Duration::ZERO)),
@@ -301,9 +307,40 @@ impl BaseView {
         self.persist(|| self.bring(blocks.clone()))
     }
 
-    /// The same for whom nobody waits: a store that cannot be reached is an error at once.
+    /// The same for whom nobody waits: several chunks at once, and a store that cannot be reached is
+    /// an error at once.
     pub(crate) fn bring_ahead(&self, blocks: Range<u64>) -> Result<()> {
-        Ok(self.bring(blocks)?)
+        let mut wanted = Vec::new();
+        for (segment, range) in by_segment(blocks) {
+            let bits = self.segment(segment);
+            if bits.first_missing(range.start, range.end).is_none() {
+                continue;
+            }
+            self.base.refresh(segment, bits);
+            let map = self.segment_map(segment)?;
+            let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+            let mut seen = HashSet::new();
+            for run in map.runs_in(range.start, range.end) {
+                let missing = bits.first_missing(run.first_block, run.end_block());
+                if let Some(block) = missing.filter(|_| seen.insert(run.chunk)) {
+                    wanted.push(first + u64::from(block));
+                }
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(block) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.bring(*block..*block + 1)?;
+            }
+            Ok::<(), Error>(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..AHEAD_MAX.min(wanted.len())).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let results = others.into_iter().map(|other| other.join().unwrap_or(Ok(())));
+            results.fold(own, Result::and)
+        })
     }
 
     fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
@@ -424,7 +461,9 @@ impl BaseView {
 
     fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
         self.chunks.get_or_fetch(digest, || {
+            let asked = self.journal.now();
             let chunk = self.ask(|store| store.chunk(digest))?;
+            self.distance.learn(self.journal.now() - asked);
             self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
             Ok(chunk)
         })
@@ -463,10 +502,26 @@ impl BaseView {
         Ok(())
     }
 
-    /// Told of each read that had to fetch; brings what follows where reads ascend.
+    /// Told of each read that had to fetch; brings what follows where reads ascend, and what lies
+    /// beside it where chunks come from afar.
     pub(crate) fn missed(self: &Arc<Self>, offset: u64, len: u64) {
         if let Some(range) = self.readahead.after_miss(offset, len, self.length()) {
             self.background.prefetch(self, blocks_of(range.start, range.end - range.start));
+            return;
+        }
+        let (segment, block) = ((offset / SEGMENT_LEN) as u32, offset % SEGMENT_LEN);
+        let block = (block / BLOCK_LEN as u64) as u32;
+        let is_by_set = |map: &SegmentMap| {
+            let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+            self.boot().is_some_and(|boot| boot.unit_of(first + u64::from(block), map).is_some())
+        };
+        if let Some(map) = self.loaded_map(segment)
+            && !is_by_set(&map)
+            && let Some(around) = self.distance.around(&map, block)
+        {
+            let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+            let blocks = first + u64::from(around.start)..first + u64::from(around.end);
+            self.background.prefetch(self, blocks);
         }
     }
 }

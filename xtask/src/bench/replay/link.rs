@@ -8,23 +8,24 @@
 //! a model, not a network. The catalog answers at its own speed.
 //!
 //! The goals are those for reads that come one by one. What such a guest waits for is the time of the
-//! replay less that of a replay by a mirror whose base is there: `waiting_seconds`. How long reads
-//! waited by the mirror's own report stands beside it.
+//! replay less that of a replay by a mirror whose base is there. How long reads waited by the mirror's
+//! own report stands beside it. Two boots: one whose kernel and initrd come from the disk, and one
+//! that gets them from the host.
 
 use std::cell::RefCell;
 use std::time::Instant;
 
 use model::Result;
 
-use super::{Client, Columns, Place, Way, rest};
+use super::{Boot, Client, Columns, Place, Way, boot_trace, rest};
 use crate::bench::rows::Contender;
 use crate::bench::{Session, Size, inputs};
-use crate::demo::larder::Larder;
 
 /// A link, and how long a boot may wait over it.
 struct Link {
     name: &'static str,
     speed: &'static str,
+    rate_bytes_per_second: f64,
     /// Seconds with the boot working set known.
     known_max: f64,
     /// Seconds with nothing known.
@@ -32,140 +33,198 @@ struct Link {
 }
 
 const LINKS: &[Link] = &[
-    Link { name: "1 ms", speed: "rate=125MB,delay=1ms", known_max: 0.15, unknown_max: 0.6 },
-    Link { name: "20 ms", speed: "rate=125MB,delay=20ms", known_max: 1.0, unknown_max: 8.0 },
+    Link {
+        name: "1 ms",
+        speed: "rate=125MB,delay=1ms",
+        rate_bytes_per_second: 125e6,
+        known_max: 0.15,
+        unknown_max: 0.6,
+    },
+    Link {
+        name: "20 ms",
+        speed: "rate=125MB,delay=20ms",
+        rate_bytes_per_second: 125e6,
+        known_max: 1.0,
+        unknown_max: 8.0,
+    },
 ];
 
 const DEPTHS: &[(usize, &str)] = &[(1, "one by one"), (4, "4 under way")];
 
-/// The base of comparison: the base is there, so nothing is fetched.
-const PRESENT: &str = "base present";
+const FIRST_BYTE: &str = "first byte";
 
 /// Of what is fetched with the set known, as a multiple of what the set takes.
 const FETCHED_MAX: f64 = 1.2;
 
-/// Measures both links, without the set and with it; the set must be recorded already for the latter.
-pub(super) fn run(session: &mut Session, place: &Place, known: bool) -> Result<()> {
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// A boot, in a repository that knows its set and in one that does not.
+struct Booted {
+    name: &'static str,
+    known: Place,
+    unknown: Place,
+}
+
+impl Booted {
+    fn new(
+        session: &Session,
+        name: &'static str,
+        like: &Place,
+        calls: Vec<super::Call>,
+    ) -> Result<Self> {
+        let known = Place::new(
+            session,
+            &format!("{}-known", name.replace(' ', "-")),
+            &like.disk,
+            calls.clone(),
+        )?;
+        known.record_set()?;
+        let unknown =
+            Place::new(session, &format!("{}-unknown", name.replace(' ', "-")), &like.disk, calls)?;
+        Ok(Booted { name, known, unknown })
+    }
+
+    fn contender(&self, link: &Link, known: bool, what: &str) -> String {
+        let knowledge = if known { "set known" } else { "nothing known" };
+        format!("{}, {}, {knowledge}, {what}", self.name, link.name)
+    }
+
+    fn present(&self, under_way: &str) -> String {
+        format!("{}, base present, {under_way}", self.name)
+    }
+}
+
+/// Measures all boots over all links, and says what was found. `like` has the disk and the trace.
+pub(super) fn run(session: &mut Session, like: &Place) -> Result<()> {
+    let mut boots = vec![Booted::new(session, "whole boot", like, like.calls.clone())?];
+    if session.size == Size::Full {
+        let calls = boot_trace(session, &like.disk, Boot::KernelGiven)?;
+        boots.insert(0, Booted::new(session, "kernel given", like, calls)?);
+    }
+    boots.iter().try_for_each(|booted| measure(session, booted))?;
+    boots.iter().try_for_each(|booted| say(session, booted))
+}
+
+fn measure(session: &mut Session, booted: &Booted) -> Result<()> {
     let rounds = if session.size == Size::Full { 9 } else { 1 };
     let digests = RefCell::new(Vec::new());
     let mut contenders: Vec<Contender<'_>> = Vec::new();
+    let cases = || LINKS.iter().flat_map(|link| [(link, true), (link, false)]);
     for (depth, under_way) in DEPTHS {
-        if !known {
-            let way = Way { name: PRESENT, depth: *depth, cold: false, known: true, set: false };
-            let digests = &digests;
-            let measure = move || place.on_mirror(way, digests);
-            contenders.push((format!("{PRESENT}, {under_way}"), Box::new(measure)));
-        }
-        for link in LINKS {
-            let larder = place.larder.over_link(link.speed);
-            let digests = &digests;
-            let measure = move || over(place, &larder, *depth, digests);
-            contenders.push((name_of(link, known, under_way), Box::new(measure)));
+        let way = Way { name: "", depth: *depth, cold: false, known: true, set: false };
+        let digests = &digests;
+        let present = move || {
+            // Whoever was measured before has left a base of the same trace, or none at all.
+            let socket = booted.known.sockets.path().join("mirror");
+            let attached = booted.known.larder.attach("image", "fresh", &socket)?;
+            Client::connect(&socket)?.replay(&booted.known.calls, 1)?;
+            attached.detach()?;
+            booted.known.on_mirror(way, digests)
+        };
+        contenders.push((booted.present(under_way), Box::new(present)));
+        for (link, known) in cases() {
+            let over = move || booted.over(link, known, *depth, digests);
+            contenders.push((booted.contender(link, known, under_way), Box::new(over)));
         }
     }
-    for link in LINKS {
-        let larder = place.larder.over_link(link.speed);
-        let measure = move || first_byte(place, &larder);
-        let name = format!("first byte, {}, {}", link.name, knowledge(known));
-        contenders.push((name, Box::new(measure)));
-    }
-    if !known {
-        // So that the base is there for whoever is measured first.
-        place.larder.attach("image", "fresh", &place.sockets.path().join("mirror"))?.detach()?;
+    for (link, known) in cases() {
+        let first = move || booted.first_byte(link, known);
+        contenders.push((booted.contender(link, known, FIRST_BYTE), Box::new(first)));
     }
     session.rows.alternate(rounds, &mut contenders)
 }
 
-fn knowledge(known: bool) -> &'static str {
-    if known { "set known" } else { "nothing known" }
-}
+impl Booted {
+    fn place(&self, known: bool) -> &Place {
+        if known { &self.known } else { &self.unknown }
+    }
 
-fn name_of(link: &Link, known: bool, under_way: &str) -> String {
-    format!("{}, {}, {under_way}", link.name, knowledge(known))
-}
+    /// One replay by a fresh mirror over a link.
+    fn over(
+        &self,
+        link: &Link,
+        known: bool,
+        depth: usize,
+        digests: &RefCell<Vec<blake3::Hash>>,
+    ) -> Result<Columns> {
+        let place = self.place(known);
+        let larder = place.larder.over_link(link.speed);
+        let socket = place.sockets.path().join("mirror");
+        inputs::remove(&place.state)?;
+        rest(false)?;
+        let began = Instant::now();
+        let attached = larder.attach("image", "fresh", &socket)?;
+        let start = began.elapsed().as_secs_f64();
+        let mut columns = place.replay(&socket, depth, digests)?;
+        columns.push(("start_seconds", start));
+        let fetched = larder.mirror("fresh")?.number("fetched_bytes")?;
+        columns.push(("fetched_mib", fetched as f64 / MIB));
+        attached.detach()?;
+        let report = larder.json(&["report", "fresh"])?;
+        columns.push(("reported_seconds", report.fraction("waited_ms")? / 1000.0));
+        Ok(columns)
+    }
 
-/// One replay by a fresh mirror over a link.
-fn over(
-    place: &Place,
-    larder: &Larder,
-    depth: usize,
-    digests: &RefCell<Vec<blake3::Hash>>,
-) -> Result<Columns> {
-    let socket = place.sockets.path().join("mirror");
-    inputs::remove(&place.state)?;
-    rest(false)?;
-    let began = Instant::now();
-    let attached = larder.attach("image", "fresh", &socket)?;
-    let start = began.elapsed().as_secs_f64();
-    let mut columns = place.replay(&socket, depth, digests)?;
-    columns.push(("start_seconds", start));
-    let fetched = larder.mirror("fresh")?.number("fetched_bytes")?;
-    columns.push(("fetched_mib", fetched as f64 / f64::from(1 << 20)));
-    attached.detach()?;
-    let report = larder.json(&["report", "fresh"])?;
-    columns.push(("reported_seconds", report.fraction("waited_ms")? / 1000.0));
-    Ok(columns)
-}
-
-/// From the command to the first block of the disk that is no hole.
-fn first_byte(place: &Place, larder: &Larder) -> Result<Columns> {
-    let socket = place.sockets.path().join("mirror");
-    inputs::remove(&place.state)?;
-    rest(false)?;
-    let began = Instant::now();
-    let attached = larder.attach("image", "fresh", &socket)?;
-    let mut client = Client::connect(&socket)?;
-    client.read_once(0, 4096)?;
-    let seconds = began.elapsed().as_secs_f64();
-    drop(client);
-    attached.detach()?;
-    Ok(vec![("first_byte_seconds", seconds)])
+    /// From the command to the answer of the first read.
+    fn first_byte(&self, link: &Link, known: bool) -> Result<Columns> {
+        let place = self.place(known);
+        let larder = place.larder.over_link(link.speed);
+        let socket = place.sockets.path().join("mirror");
+        inputs::remove(&place.state)?;
+        rest(false)?;
+        let began = Instant::now();
+        let attached = larder.attach("image", "fresh", &socket)?;
+        let mut client = Client::connect(&socket)?;
+        client.read_once(0, 4096)?;
+        let seconds = began.elapsed().as_secs_f64();
+        drop(client);
+        attached.detach()?;
+        Ok(vec![("first_byte_seconds", seconds)])
+    }
 }
 
 /// What was found, beside the goals.
-pub(super) fn say(session: &mut Session, set_bytes: Option<u64>) {
+fn say(session: &mut Session, booted: &Booted) -> Result<()> {
+    let set = booted.known.larder.json(&["boot-set", "show", "image"])?;
+    let set_mib = set.number("stored_bytes")? as f64 / MIB;
     let median = |who: &str, column| session.rows.median(who, column);
-    let mut text = String::from(
-        "Over a link of 1 Gbit/s, modelled by waits. A guest's total waiting is the time of the replay \
-         beyond that with the base present; in brackets what the mirror's report counts, which also \
-         has what the bytes of present blocks take.\n\n\
-         | link | known | total waiting, one by one | goal | 4 under way | fetched | attach to first byte |\n\
-         |---|---|---|---|---|---|---|\n",
+    let mut text = format!(
+        "{}: {}. Its set takes {set_mib:.1} MiB. Over a link of 1 Gbit/s, modelled by waits. Total \
+         waiting is the time of the replay beyond that with the base present; beside it what the \
+         mirror's report counts, and what the bytes that were fetched take on the link alone.\n\n\
+         | link | known | waiting, one by one | goal | reported | the link alone | 4 under way | fetched | attach to first byte |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+        booted.name,
+        super::trace::summary(&booted.known.calls),
     );
-    for link in LINKS {
-        for known in [true, false] {
-            let waiting = |under_way: &str| {
-                let all = median(&name_of(link, known, under_way), "replay_seconds")?;
-                Some(all - median(&format!("{PRESENT}, {under_way}"), "replay_seconds")?)
-            };
-            let name = name_of(link, known, "one by one");
-            let number = |value: Option<f64>| {
-                value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3} s"))
-            };
-            let goal = if known { link.known_max } else { link.unknown_max };
-            text += &format!(
-                "| {} | {} | {} ({}) | {goal} s | {} | {:.1} MiB | {} |\n",
-                link.name,
-                if known { "the set" } else { "nothing" },
-                number(waiting("one by one")),
-                number(median(&name, "reported_seconds")),
-                number(waiting("4 under way")),
-                median(&name, "fetched_mib").unwrap_or_default(),
-                number(median(
-                    &format!("first byte, {}, {}", link.name, knowledge(known)),
-                    "first_byte_seconds"
-                )),
-            );
-        }
-    }
-    if let Some(set) = set_bytes {
-        let set = set as f64 / f64::from(1 << 20);
-        let fetched = median(&name_of(&LINKS[0], true, "one by one"), "fetched_mib");
-        let times = fetched.unwrap_or_default() / set;
+    for (link, known) in LINKS.iter().flat_map(|link| [(link, true), (link, false)]) {
+        let waiting = |under_way: &str| {
+            let all = median(&booted.contender(link, known, under_way), "replay_seconds")?;
+            Some(all - median(&booted.present(under_way), "replay_seconds")?)
+        };
+        let seconds = |value: Option<f64>| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3} s"))
+        };
+        let name = booted.contender(link, known, "one by one");
+        let fetched = median(&name, "fetched_mib").unwrap_or_default();
+        let first = booted.contender(link, known, FIRST_BYTE);
         text += &format!(
-            "\nThe set takes {set:.1} MiB in packs; {times:.2} times that is fetched with it known \
-             (goal: {FETCHED_MAX} at most).\n"
+            "| {} | {} | {} | {} s | {} | {} | {} | {fetched:.1} MiB | {} |\n",
+            link.name,
+            if known { "the set" } else { "nothing" },
+            seconds(waiting("one by one")),
+            if known { link.known_max } else { link.unknown_max },
+            seconds(median(&name, "reported_seconds")),
+            seconds(Some(fetched * MIB / link.rate_bytes_per_second)),
+            seconds(waiting("4 under way")),
+            seconds(median(&first, "first_byte_seconds")),
         );
     }
+    let fetched = median(&booted.contender(&LINKS[0], true, "one by one"), "fetched_mib");
+    text += &format!(
+        "\nWith the set known {:.2} times its bytes are fetched (goal: {FETCHED_MAX} at most).\n",
+        fetched.unwrap_or_default() / set_mib
+    );
     session.notes.push(text);
+    Ok(())
 }
