@@ -192,3 +192,68 @@ pub fn join_boot_set<'a>(
     bytes.extend_from_slice(rest);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> StockIndex {
+        let part = |kind, byte, offset, len| StockPart { kind, digest: [byte; 32], offset, len };
+        let parts = vec![
+            part(PartKind::SegmentMap, 1, 8192, 100),
+            part(PartKind::Source, 2, 12288, 4097),
+            part(PartKind::Frame, 3, 20480, 7),
+        ];
+        StockIndex { block_count: 2, parts }
+    }
+
+    #[test]
+    fn an_index_reads_back_and_says_where_it_lies() {
+        let bytes = index().encode(24576);
+        let (encoded, trailer) = bytes.split_at(bytes.len() - TRAILER_LEN);
+        assert_eq!(StockIndex::decode(encoded, 24576).unwrap(), index());
+        let length = 24576 + bytes.len() as u64;
+        assert_eq!(decode_trailer(trailer, length).unwrap(), (24576, encoded.len()));
+        assert!(decode_trailer(trailer, length + 1).is_err());
+        let digest = blake3::hash(&bytes).to_hex();
+        assert_eq!(&digest[..16], "1de8640d60941dc8", "a new format has a new number");
+    }
+
+    #[test]
+    fn an_index_that_was_spoiled_is_refused_or_another() {
+        let bytes = index().encode(24576);
+        let encoded = &bytes[..bytes.len() - TRAILER_LEN];
+        for len in 0..encoded.len() {
+            assert!(StockIndex::decode(&encoded[..len], 24576).is_err(), "{len}");
+        }
+        for at in 0..encoded.len() {
+            for bit in 0..8 {
+                let mut spoiled = encoded.to_vec();
+                spoiled[at] ^= 1 << bit;
+                if let Ok(other) = StockIndex::decode(&spoiled, 24576) {
+                    assert!(
+                        other != index() && other.encode(24576)[..spoiled.len()] == spoiled[..]
+                    );
+                }
+            }
+        }
+        let mut overlapping = index();
+        overlapping.parts[1].offset = 8192;
+        assert!(StockIndex::decode(&overlapping.encode(24576)[..encoded.len()], 24576).is_err());
+        assert!(StockIndex::decode(encoded, 20480).is_err(), "a part beyond the parts");
+    }
+
+    #[test]
+    fn a_set_is_cut_and_joined_again() {
+        let blocks: Vec<model::BlockDigest> =
+            (1..4).map(|byte| model::BlockDigest([byte; 32])).collect();
+        let source = model::boot_set::BootSource { chunk: ChunkDigest::of(&blocks), blocks };
+        let set = model::boot_set::BootSet::new(vec![source], Vec::new(), Vec::new()).unwrap();
+        let bytes = crate::boot_set::encode_boot_set(&set);
+        let (frame, sources) = split_boot_set(&bytes).unwrap();
+        assert_eq!(sources[0].1.len(), 96);
+        let joined = join_boot_set(&frame, sources.iter().map(|(c, b)| (*c, &b[..])));
+        assert_eq!(joined, bytes);
+        assert!(split_boot_set(&bytes[..bytes.len() - 97]).is_err());
+    }
+}
