@@ -24,10 +24,11 @@ use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
 use model::boot_set::BootSet;
 use model::{BLOCK_LEN, BlockDigest, Error, Kind, Result, SegmentMap};
 
-use crate::base::{FetchKey, PresentBits};
+use crate::base::FetchKey;
 use crate::fetch::BaseView;
 use crate::journal::Origin;
 use crate::pace::Pace;
+use crate::presence::PresentBits;
 
 /// Pieces that are fetched in one request: 1 MiB of plain bytes.
 const PIECES_PER_UNIT: usize = 4;
@@ -56,6 +57,9 @@ pub(crate) struct Boot {
     positions: Vec<(u64, u32)>,
     tried: Vec<AtomicBool>,
 }
+
+/// Bytes that lie one behind the other, from a block of a segment on.
+type Runs = Vec<(u32, Vec<u8>)>;
 
 /// What came of prefetching so far. Bytes.
 #[derive(Debug, Default)]
@@ -196,7 +200,7 @@ impl BaseView {
         BlockDigest::of_each(&bytes, &mut digests);
         let sound = self.sound(boot, planned, &digests)?;
         let wanted = sound.into_iter().map(|at| (planned[at].block, block_at(&bytes, at)));
-        let kept = self.keep(wanted)?;
+        let kept = self.keep_blocks(wanted)?;
         self.journal.brought(kept.iter().copied());
         let len = (kept.len() * BLOCK_LEN) as u64;
         self.boot_counts.brought.fetch_add(len, Ordering::Relaxed);
@@ -235,34 +239,30 @@ impl BaseView {
         Ok(sound)
     }
 
-    /// Writes blocks into the base, then marks them present: together those that follow each other.
-    /// Returns which those were.
-    fn keep<'a>(&self, blocks: impl Iterator<Item = (u64, &'a [u8])>) -> Result<Vec<u64>> {
-        let mut added: BTreeMap<u32, PresentBits> = BTreeMap::new();
+    /// Keeps blocks in the base: together those that follow each other. Returns which those were.
+    fn keep_blocks<'a>(
+        &self,
+        blocks: impl Iterator<Item = (u64, &'a [u8])>,
+    ) -> Result<Vec<u64>> {
+        let mut by_segment: BTreeMap<u32, (PresentBits, Runs)> = BTreeMap::new();
         let mut kept = Vec::new();
-        let mut run: Vec<u8> = Vec::new();
-        let mut end = 0;
-        let write = |run: &mut Vec<u8>, end: u64| {
-            let offset = end * BLOCK_LEN as u64 - run.len() as u64;
-            let written = self.base.data.write_all_at(run, offset);
-            run.clear();
-            written.map_err(|error| {
-                Error::io("keep fetched blocks of", self.base.content().to_string(), error)
-            })
-        };
         for (number, bytes) in blocks {
-            if number != end {
-                write(&mut run, end)?;
-            }
-            run.extend_from_slice(bytes);
-            end = number + 1;
             let (segment, block) = split(number);
-            added.entry(segment).or_insert_with(PresentBits::none).add(block, block + 1);
+            let (added, runs) =
+                by_segment.entry(segment).or_insert_with(|| (PresentBits::none(), Vec::new()));
+            added.add(block, block + 1);
+            match runs.last_mut() {
+                Some((first, run)) if *first + (run.len() / BLOCK_LEN) as u32 == block => {
+                    run.extend_from_slice(bytes);
+                }
+                _ => runs.push((block, bytes.to_vec())),
+            }
             kept.push(number);
         }
-        write(&mut run, end)?;
-        for (segment, bits) in added {
-            self.base.mark_present(segment, self.segment(segment), &bits);
+        for (segment, (added, runs)) in by_segment {
+            let pieces: Vec<(u32, &[u8])> =
+                runs.iter().map(|(block, bytes)| (*block, &bytes[..])).collect();
+            self.keep(segment, self.segment(segment), &added, &pieces)?;
         }
         Ok(kept)
     }
