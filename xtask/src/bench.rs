@@ -14,6 +14,7 @@
 //! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`bonnie`] | bonnie++ through each door, beside the raw file and a qcow2 overlay |
 //! | [`boot`] | which machine boots soonest |
+//! | [`caches`] | the boot working sets of many images in a host's stock |
 //! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`corpus`] | eight images, and what is in them |
@@ -38,6 +39,7 @@ mod blob;
 mod blocks;
 mod bonnie;
 mod boot;
+mod caches;
 #[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
 mod chart;
 mod collect;
@@ -82,6 +84,7 @@ const BENCHES: &[Bench] = &[
     vhost::BENCH,
     bonnie::BENCH,
     replay::BENCH,
+    caches::BENCH,
     login::BENCH,
     commit::BENCH,
     aging::BENCH,

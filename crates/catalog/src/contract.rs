@@ -886,8 +886,28 @@ pub fn statistics_add_up(catalog: &dyn Catalog) {
         pack_len: sum(|pack| pack.stored_len),
         entry_count: sum(|pack| pack.entries.len() as u64),
         hook_count: sum(|pack| pack.hooks.len() as u64),
+        boot_set_len: 0,
         catalog_len: 0,
     };
+    assert_eq!(counted(), expected);
+    let mut third = pack(3);
+    third.entries.truncate(3);
+    for (entry, kind) in third.entries.iter_mut().zip([6, 7, 2]) {
+        entry.kind = kind;
+    }
+    let lease = catalog.begin_lease(LONG).unwrap();
+    catalog.add_pack(lease, &third).unwrap();
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(counted(), expected, "what is abandoned is not counted");
+    let lease = catalog.begin_lease(LONG).unwrap();
+    catalog.add_pack(lease, &third).unwrap();
+    expected.boot_set_len = third.entries[..2].iter().map(|e| u64::from(e.stored_len)).sum();
+    expected.pack_count += 1;
+    expected.pack_len += third.stored_len;
+    expected.unique_len += third.data_len;
+    expected.unique_stored_len += third.data_stored_len;
+    expected.entry_count += third.entries.len() as u64;
+    expected.hook_count += third.hooks.len() as u64;
     assert_eq!(counted(), expected);
     catalog.remove_image(&name("b")).unwrap();
     expected.image_count = 1;

@@ -279,6 +279,8 @@ pub struct CatalogStatistics {
     pub entry_count: u64,
     /// Hooks.
     pub hook_count: u64,
+    /// Stored bytes of boot working sets and their pieces.
+    pub boot_set_len: u64,
     /// Bytes that the catalog itself takes on disk.
     pub catalog_len: u64,
 }

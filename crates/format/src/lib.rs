@@ -9,6 +9,7 @@
 //! | [`record`] | what a publication tells of itself, in its pack | `docs/formats/record.md` |
 //! | [`names`] | all names of a repository as one object | `docs/formats/names.md` |
 //! | [`boot_set`](mod@boot_set) | the blocks that a guest reads from power-on to ready | `docs/formats/boot-set.md` |
+//! | [`stock`] | a boot working set as a host stocks it | `docs/formats/stock.md` |
 //! | [`description`] | what a version is, as one text | `docs/formats/description.md` |
 //! | [`machine`] | the record of a machine | `docs/formats/machine.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
@@ -36,6 +37,7 @@ pub mod pack;
 pub mod presence;
 pub mod record;
 pub mod segment_map;
+pub mod stock;
 
 pub use description::{decode_description, encode_description};
 pub use entry::{Encoder, Encoding, EntryKind, PLAIN_LEN_MAX, decode};

@@ -55,6 +55,8 @@ pub enum Request {
     Status,
     /// Make its changes a version.
     Commit(CommitOptions),
+    /// The guest is ready: its boot is over, and what it has read is its boot working set.
+    Ready,
     /// Stop serving it; throw it away if asked to.
     Detach {
         /// True to throw the mirror and its changes away.
@@ -106,6 +108,8 @@ pub enum Response {
     Status(Box<MirrorStatus>),
     /// The version that was made.
     Committed(Box<Outcome>),
+    /// Noted that the guest is ready.
+    Ready,
     /// The disk is longer now.
     Resized(Box<Resized>),
     /// It has stopped serving; the connection ends.

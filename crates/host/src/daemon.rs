@@ -39,6 +39,7 @@ use crate::counts::Fetches;
 use crate::metrics::{self, HostNumbers, MirrorNumbers};
 use crate::owner::{Asked, AttachRequest, Owner, OwnerHandle, Ready};
 use crate::records::{self, Record};
+use crate::stock::{Shelf, StockKeeper};
 
 /// The first pause before a mirror that could not be taken up is tried again; each further one is
 /// twice as long.
@@ -58,6 +59,8 @@ pub struct DaemonOptions {
     pub state: StateFolder,
     /// The repository's folder, absolute.
     pub repository: PathBuf,
+    /// Bytes that the stock of boot working sets may take; without it none is kept.
+    pub stock_len_max: Option<u64>,
     /// Opens it.
     pub open_repository: Box<dyn Fn() -> Result<Repository> + Send + Sync>,
 }
@@ -66,6 +69,7 @@ pub struct DaemonOptions {
 pub struct Daemon {
     shared: Arc<Shared>,
     control: Option<ControlServer>,
+    keeper: Option<StockKeeper>,
     _lock: Arc<dyn File>,
 }
 
@@ -73,6 +77,7 @@ struct Shared {
     options: DaemonOptions,
     repository: Mutex<Option<Repository>>,
     fetches: Arc<Fetches>,
+    shelf: Shelf,
     served: Mutex<Served>,
     changed: Condvar,
     /// Which change of `served` the file holds.
@@ -143,6 +148,7 @@ impl Daemon {
             options,
             repository: Mutex::default(),
             fetches: Arc::default(),
+            shelf: Shelf::default(),
             served: Mutex::default(),
             changed: Condvar::new(),
             saved: Mutex::default(),
@@ -161,7 +167,11 @@ impl Daemon {
         let untried = |served: &mut Served| served.untried_count > 0;
         let tried = shared.changed.wait_timeout_while(served, FIRST_TRY_LIMIT, untried);
         drop(tried.unwrap_or_else(PoisonError::into_inner));
-        Ok(Daemon { shared, control: Some(control), _lock: lock })
+        let keeper = shared.options.stock_len_max.map(|limit_len| {
+            let open = shared.clone();
+            StockKeeper::start(&shared.options.state, limit_len, move || open.repository())
+        });
+        Ok(Daemon { shared, control: Some(control), keeper, _lock: lock })
     }
 
     /// How it is.
@@ -178,6 +188,7 @@ impl Daemon {
     /// Stops serving, without detaching: the next daemon of the state folder serves the same mirrors
     /// at the same doors. Guests that reconnect stall until then.
     pub fn stop(mut self) {
+        drop(self.keeper.take());
         let answers = self.control.take().map(|control| control.answers());
         let mut served = self.shared.lock();
         served.is_stopping = true;
@@ -346,7 +357,8 @@ impl Shared {
 
     fn start_owner(&self, request: &AttachRequest) -> Result<Owner> {
         let repository = self.repository()?;
-        Owner::start_counted(repository, self.options.state.clone(), request, self.fetches.clone())
+        let (state, fetches) = (self.options.state.clone(), self.fetches.clone());
+        Owner::start_counted(repository, state, request, fetches, &self.shelf)
     }
 
     /// Serves a mirror until somebody asks its owner to stop.
@@ -521,6 +533,7 @@ impl Handler for Shared {
                 Ok(Response::Room { freed_bytes: self.options.state.make_room(bytes)? })
             }
             Request::Commit(_)
+            | Request::Ready
             | Request::Detach { .. }
             | Request::Resize { .. }
             | Request::Wait => Err(Error::new(Kind::Invalid, "ask", "the host's daemon")

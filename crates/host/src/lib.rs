@@ -26,6 +26,7 @@
 //! | [`scrape`] | answers who asks for metrics |
 //! | [`mirrors`] | the mirrors of this host, served or not |
 //! | [`report`], `report_picture` | what a boot fetched and waited for, as data and as a picture |
+//! | [`stock`] | this host's stock of boot working sets: read from first, synced by the daemon |
 //! | `boot_sets` | when a boot working set is brought, and when one is recorded |
 //! | [`pins`] | versions that are complete on this host and stay so |
 //! | `holds` | what keeps a mirror's version readable in the repository |
@@ -49,6 +50,7 @@ pub mod records;
 pub mod report;
 mod report_picture;
 pub mod scrape;
+pub mod stock;
 pub mod tree;
 
 pub use clients::Client;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use mirror::{Binding, Mirror, Patience, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
-use model::{Error, Kind, MirrorName, Reference, Result, VersionKind};
+use model::{ContentDigest, Error, Kind, MirrorName, Reference, Result, VersionKind};
 use repository::Repository;
 use repository::chunks::RepositoryChunks;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,7 @@ use crate::counts::{CountedChunks, CountedDevice, Counts, Fetches};
 use crate::doors::{Door, DoorOptions, Doors};
 use crate::holds;
 use crate::mirrors::{MirrorStatus, Resized, check_repository, control_socket, note_repository};
+use crate::stock::{Shelf, StockedChunks};
 use crate::tree::{MirrorTree, OpenVersions};
 
 /// What is to be attached, and how.
@@ -124,7 +125,7 @@ impl Owner {
         state: StateFolder,
         request: &AttachRequest,
     ) -> Result<Self> {
-        Self::start_counted(repository, state, request, Arc::default())
+        Self::start_counted(repository, state, request, Arc::default(), &Shelf::default())
     }
 
     /// The same; what it fetches is counted with that of others.
@@ -133,12 +134,16 @@ impl Owner {
         state: StateFolder,
         request: &AttachRequest,
         fetches: Arc<Fetches>,
+        shelf: &Shelf,
     ) -> Result<Self> {
         let chunks = Arc::new(repository.chunks().another());
-        let counted = Arc::new(CountedChunks::new(chunks.clone(), fetches));
+        let content = content_of(&repository, &state, request);
+        let found = content.and_then(|content| shelf.find(&state, content));
+        let stocked = Arc::new(StockedChunks::new(chunks.clone(), found));
+        let counted = Arc::new(CountedChunks::new(stocked.clone(), fetches));
         let (mirror, is_new) = open_mirror(&repository, counted, &state, request)?;
         mirror.set_patience(request.patience);
-        let parts = (repository.clone(), chunks, state.clone(), mirror.clone());
+        let parts = (repository.clone(), chunks, stocked, state.clone(), mirror.clone());
         let served = Self::serve(parts, request);
         let served =
             served.map(|(shared, control)| Owner { shared, control: Some(control), is_new });
@@ -152,9 +157,10 @@ impl Owner {
     }
 
     fn serve(
-        (repository, chunks, state, mirror): (
+        (repository, chunks, stocked, state, mirror): (
             Repository,
             Arc<RepositoryChunks>,
+            Arc<StockedChunks>,
             StateFolder,
             Arc<Mirror>,
         ),
@@ -162,7 +168,7 @@ impl Owner {
     ) -> Result<(Arc<Shared>, ControlServer)> {
         // Before the doors open: what the guest reads first is on its way then.
         let boot_watch =
-            BootWatch::start(&repository, &chunks, &state, &mirror, request.record.as_deref())?;
+            BootWatch::start(&repository, &chunks, &stocked, &state, &mirror, request)?;
         let committer = Arc::new(Committer::new(repository.clone(), mirror.clone()));
         let (views, patience) = (Arc::new(OpenVersions::default()), request.patience);
         let tree = {
@@ -391,6 +397,13 @@ impl Handler for Shared {
                 let outcome = self.committer.commit(&options, &Silent)?;
                 Ok(Response::Committed(Box::new(outcome)))
             }
+            Request::Ready => {
+                let watch = self.boot_watch.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(watch) = &*watch {
+                    watch.is_ready();
+                }
+                Ok(Response::Ready)
+            }
             Request::Resize { length_bytes } => {
                 self.resize(length_bytes).map(|resized| Response::Resized(Box::new(resized)))
             }
@@ -462,6 +475,19 @@ fn open_mirror(
     })?;
     repository.catalog().count_attach(&wanted.id)?;
     Ok((mirror, true))
+}
+
+/// The content that a mirror reads, as far as that is known before it is open.
+fn content_of(
+    repository: &Repository,
+    state: &StateFolder,
+    request: &AttachRequest,
+) -> Option<ContentDigest> {
+    if Mirror::exists(state, &request.mirror).ok()? {
+        return Some(Mirror::inspect(state, &request.mirror).ok()?.binding.content);
+    }
+    let version = repository.catalog().version(request.reference.as_ref()?).ok()?;
+    Some(version.facts.content)
 }
 
 /// A mirror that is opened again must be of the version that was asked for: its changes cannot be

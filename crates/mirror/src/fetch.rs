@@ -16,9 +16,10 @@
 //! each then tries itself. A store that cannot be reached is waited for, see `patience`. Wrong bytes
 //! are asked for once more. On a full disk blocks are served without being kept.
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ use crate::maps::MapCache;
 use crate::patience::{FetchError, Patience, Reachability, persist};
 use crate::plan::BaseBlock;
 use crate::presence::{BaseSegment, PresentBits};
-use crate::readahead::Readahead;
+use crate::readahead::{Distance, Readahead};
 use crate::recorder::Recorder;
 use crate::room::Room;
 
@@ -50,6 +51,7 @@ pub(crate) struct BaseView {
     layout: RwLock<Arc<Layout>>,
     pub(crate) parts: Parts,
     pub(crate) readahead: Readahead,
+    pub(crate) distance: Distance,
     fetched_bytes: AtomicU64,
     patience: Mutex<Patience>,
     /// Nobody waits any more.
@@ -62,6 +64,9 @@ pub(crate) struct BaseView {
     pub(crate) recorder: Recorder,
     pub(crate) journal: Journal,
 }
+
+/// Chunks that one prefetch has under way at once.
+const AHEAD_MAX: usize = 8;
 
 /// What all views of a state folder share.
 pub(crate) struct Parts {
@@ -150,6 +155,7 @@ impl BaseView {
             layout: RwLock::new(Arc::new(loaded)),
             parts,
             readahead: Readahead::default(),
+            distance: Distance::default(),
             fetched_bytes: AtomicU64::new(0),
             patience: Mutex::new(Patience::Limited(Duration::ZERO)),
             is_given_up: AtomicBool::new(false),
@@ -326,9 +332,40 @@ impl BaseView {
         }
     }
 
-    /// The same for whom nobody waits: a store that cannot be reached is an error at once.
+    /// The same for whom nobody waits: several chunks at once, and a store that cannot be reached is
+    /// an error at once.
     pub(crate) fn bring_ahead(&self, blocks: Range<u64>) -> Result<()> {
-        Ok(self.bring(blocks)?)
+        let mut wanted = Vec::new();
+        for (segment, range) in by_segment(blocks) {
+            let bits = self.segment(segment);
+            if bits.first_missing(range.start, range.end).is_none() {
+                continue;
+            }
+            self.base.refresh(segment, bits);
+            let map = self.segment_map(segment)?;
+            let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+            let mut seen = HashSet::new();
+            for run in map.runs_in(range.start, range.end) {
+                let missing = bits.first_missing(run.first_block, run.end_block());
+                if let Some(block) = missing.filter(|_| seen.insert(run.chunk)) {
+                    wanted.push(first + u64::from(block));
+                }
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(block) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.bring(*block..*block + 1)?;
+            }
+            Ok::<(), Error>(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..AHEAD_MAX.min(wanted.len())).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let results = others.into_iter().map(|other| other.join().unwrap_or(Ok(())));
+            results.fold(own, Result::and)
+        })
     }
 
     fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
@@ -361,7 +398,7 @@ impl BaseView {
                 ));
             }
             fetches_left -= 1;
-            if self.bring_by_boot_set(segment, missing) {
+            if self.bring_by_boot_set(segment, missing, &map) {
                 continue;
             }
             match map.runs_in(missing, missing + 1).first() {
@@ -451,6 +488,10 @@ impl BaseView {
         }
     }
 
+    pub(crate) fn background(&self) -> &Background {
+        &self.parts.background
+    }
+
     /// The boot working set that is on its way.
     pub(crate) fn boot(&self) -> Option<Arc<Boot>> {
         match self.has_boot.load(Ordering::Acquire) {
@@ -475,7 +516,9 @@ impl BaseView {
 
     pub(crate) fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
         self.parts.chunks.get_or_fetch(digest, || {
+            let asked = self.journal.now();
             let chunk = self.ask(|store| store.chunk(digest))?;
+            self.distance.learn(self.journal.now() - asked);
             self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
             Ok(chunk)
         })

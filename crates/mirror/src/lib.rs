@@ -47,6 +47,7 @@ mod log;
 mod maps;
 pub mod mirror;
 mod overlay;
+mod pace;
 pub mod patience;
 pub mod pins;
 mod plan;

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use format::mirror_log::Place;
-use model::block::SEGMENT_LEN;
+use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
 use model::{BLOCK_LEN, Error, Kind, Result};
 
 use crate::fetch::{BaseView, FETCHED_MAX, blocks_of};
@@ -114,10 +114,26 @@ impl BaseView {
         Ok(())
     }
 
-    /// Told of each read that had to fetch; brings what follows where reads ascend.
+    /// Told of each read that had to fetch; brings what follows where reads ascend, and what lies
+    /// beside it where chunks come from afar.
     fn missed(self: &Arc<Self>, offset: u64, len: u64) {
         if let Some(range) = self.readahead.after_miss(offset, len, self.length()) {
             self.parts.background.prefetch(self, blocks_of(range.start, range.end - range.start));
+            return;
+        }
+        let segment = (offset / SEGMENT_LEN) as u32;
+        let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+        let block = (offset % SEGMENT_LEN / BLOCK_LEN as u64) as u32;
+        let Some(map) = self.loaded_map(segment) else { return };
+        let boot = self.boot();
+        let is_by_set =
+            boot.is_some_and(|boot| boot.unit_of(first + u64::from(block), &map).is_some());
+        if is_by_set {
+            return;
+        }
+        if let Some(around) = self.distance.around(&map, block) {
+            let blocks = first + u64::from(around.start)..first + u64::from(around.end);
+            self.parts.background.prefetch(self, blocks);
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`names`] | the names once more, beside the packs |
 //! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
+//! | [`mod@stock`] | boot working sets that a host keeps, in a repository of its own |
 //! | [`documents`] | what is kept with a content: its description, signatures, what tests said |
 //! | [`signing`] | describing, signing, verifying |
 //! | [`statistics`], [`sizes`] | how much there is; what one version takes |
@@ -57,6 +58,7 @@ pub mod settings;
 pub mod signing;
 pub mod sizes;
 pub mod statistics;
+pub mod stock;
 mod touched;
 mod walk;
 mod windows;
@@ -77,3 +79,4 @@ pub use settings::Settings;
 pub use signing::{Checked, SigningKey, TrustedKey, Verdict};
 pub use sizes::VersionSizes;
 pub use statistics::Statistics;
+pub use stock::{Stock, StockedSet, SyncRequest, Synced, Wanted};

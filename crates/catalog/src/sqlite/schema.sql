@@ -113,6 +113,8 @@ CREATE TABLE entry (
     PRIMARY KEY (realm, digest)
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX entry_boot_set ON entry (stored_len) WHERE kind IN (6, 7);
+
 CREATE TABLE hook (
     realm INTEGER NOT NULL,
     hook BLOB NOT NULL,

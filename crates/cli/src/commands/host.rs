@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::arguments::Format;
 use crate::commands::attach::{limited_state_folder, parse_address};
+use crate::commands::length::Length;
 use crate::context::{Context, open_repository};
 use crate::interrupt::Waiter;
 use crate::output::{Log, print_json, print_line};
@@ -39,6 +40,10 @@ struct HostRun {
     /// (127.0.0.1:9100) or a Unix socket (a path).
     #[arg(long, value_name = "SOCKET_OR_ADDR", value_parser = parse_address)]
     metrics: Option<Address>,
+    /// Keep the boot working sets of all images on this host, within this much of its disk: see
+    /// `larder boot-set sync`.
+    #[arg(long, value_name = "SIZE")]
+    stock_limit: Option<Length>,
     /// How the log on stderr looks.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     log: LogFormat,
@@ -82,6 +87,7 @@ impl HostRun {
             file_system: Arc::new(RealFileSystem),
             state: limited_state_folder(context)?,
             repository: repository.clone(),
+            stock_len_max: self.stock_limit.map(|limit| limit.0),
             open_repository: Box::new(move || Ok(open_repository(&repository)?.trusting(&trusted))),
         })?;
         let scrape = self
