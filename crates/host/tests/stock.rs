@@ -38,6 +38,8 @@ fn request(reference: &str, record: Option<&str>) -> AttachRequest {
         patience: Patience::Limited(std::time::Duration::ZERO),
         mirror: MirrorName::new("m").unwrap(),
         doors: DoorOptions::default(),
+        client: None,
+        length: None,
         record: record.map(str::to_string),
     }
 }
@@ -52,7 +54,7 @@ impl Place {
         let machine = Machine::real();
         let at = folder.path().join("repository");
         let (repository, _) = Repository::open_or_create(&machine, &at).unwrap();
-        let state = StateFolder::new(Arc::new(RealFileSystem), &folder.path().join("state"));
+        let state = StateFolder::new(Arc::new(RealFileSystem), folder.path().join("state"));
         let stock = Stock::open_or_create(&machine, &stock_folder(&state)).unwrap();
         Place { folder, repository, stock, cancel: Cancel::new() }
     }
@@ -62,7 +64,7 @@ impl Place {
     }
 
     fn state(&self, name: &str) -> StateFolder {
-        StateFolder::new(Arc::new(RealFileSystem), &self.path(name))
+        StateFolder::new(Arc::new(RealFileSystem), self.path(name))
     }
 
     /// An image with these bytes as its version 2.

@@ -240,10 +240,7 @@ impl BaseView {
     }
 
     /// Keeps blocks in the base: together those that follow each other. Returns which those were.
-    fn keep_blocks<'a>(
-        &self,
-        blocks: impl Iterator<Item = (u64, &'a [u8])>,
-    ) -> Result<Vec<u64>> {
+    fn keep_blocks<'a>(&self, blocks: impl Iterator<Item = (u64, &'a [u8])>) -> Result<Vec<u64>> {
         let mut by_segment: BTreeMap<u32, (PresentBits, Runs)> = BTreeMap::new();
         let mut kept = Vec::new();
         for (number, bytes) in blocks {

@@ -149,10 +149,5 @@ fn a_mirror_that_has_touched_10_gib_costs_2_mib_at_most() {
         mirrors.push(touch_all(&state, which, written));
         cost.push(LIVE.load(Ordering::SeqCst) - before);
     }
-    #[allow(clippy::print_stderr, reason = "numbers for whoever looks")]
-    eprintln!(
-        "bytes: read 10 GiB {}, a quarter written {}, all written {}",
-        cost[0], cost[1], cost[2]
-    );
     assert!(cost.iter().all(|cost| *cost <= 2 << 20), "{cost:?}");
 }
