@@ -11,12 +11,13 @@
 //! | [`qemu_nbd`] | the peer of a mirror's NBD door |
 //! | [`blob`] | many writers and readers of byte ranges at once |
 //! | [`blocks`] | a disk's blocks, holes and zeros left out |
+//! | [`bonnie`] | bonnie++ through each door, beside the raw file and a qcow2 overlay |
 //! | [`boot`] | which machine boots soonest |
 //! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`corpus`] | eight images, and what is in them |
 //! | [`dedup`] | duplicates that the bounded index finds, against its memory |
-//! | [`doors`] | reads over NBD, beside qemu-nbd |
+//! | [`doors`] | each door with everything present, beside its peers and the raw file |
 //! | [`host`] | a host's daemon: attach to first byte, many attaches at once, memory |
 //! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`import`] | eight images, with larder and with others' tools |
@@ -34,6 +35,7 @@
 
 mod blob;
 mod blocks;
+mod bonnie;
 mod boot;
 #[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
 mod chart;
@@ -77,6 +79,7 @@ const BENCHES: &[Bench] = &[
     ratio::BENCH,
     doors::BENCH,
     vhost::BENCH,
+    bonnie::BENCH,
     replay::BENCH,
     login::BENCH,
     commit::BENCH,

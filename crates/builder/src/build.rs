@@ -374,7 +374,8 @@ impl Build<'_> {
     }
 
     fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<(VersionRecord, u64)> {
-        let options = OpenOptions { format: Some(InputFormat::Raw), allow_backing: false };
+        let options =
+            OpenOptions { format: Some(InputFormat::Raw), allow_backing: false, interrupt: None };
         let mut source = open_source(disk, &options)?;
         let imported = self.repository.import(
             &mut *source,

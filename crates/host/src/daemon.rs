@@ -21,6 +21,7 @@
 //! **Not here**: what serving a mirror is (`owner`), the file (`records`), the protocol (`control`).
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,7 @@ use mirror::{Mirror, StateFolder};
 use model::{Error, Kind, MirrorName, Result};
 use repository::Repository;
 
+use crate::clients::Client;
 use crate::control::{
     AttachOrder, ControlServer, DAEMON_CONNECTION_COUNT_MAX, Handler, HostStatus, Request, Response,
 };
@@ -224,13 +226,17 @@ impl Shared {
             self.lock().mirrors.values().filter_map(|entry| entry.owner.clone()).collect();
         let status = self.status();
         let mut mirrors = Vec::new();
+        let mut overlay_bytes = 0;
         for owner in owners {
+            overlay_bytes += owner.mirror().statistics().overlay_file_bytes;
             mirrors.push(MirrorNumbers { status: owner.status(), counts: owner.counts() });
         }
         metrics::text(HostNumbers {
             served_count: status.served_count,
             waiting_count: status.waiting_count,
-            base_bytes: self.options.state.base_bytes().unwrap_or_default(),
+            bases: self.options.state.base_numbers().unwrap_or_default(),
+            chunks: self.options.state.chunk_cache().map(|c| c.numbers()).unwrap_or_default(),
+            overlay_bytes,
             outages: self.options.state.reachability().outages(),
             fetches: self.fetches.clone(),
             mirrors,
@@ -346,13 +352,14 @@ impl Shared {
     /// Serves a mirror until somebody asks its owner to stop.
     fn serve(&self, owner: Owner, id: u64) {
         let name = owner.mirror().name().clone();
-        let is_wanted = {
+        let (record, is_stopping) = {
             let served = self.lock();
-            served.record(id).is_some() && !served.is_stopping
+            (served.record(id), served.is_stopping)
         };
         let mut asked = Asked::Release;
-        if is_wanted {
+        if let Some(record) = record.filter(|_| !is_stopping) {
             tracing::info!(mirror = %name, "serving");
+            let _watch = record.client.map(|client| watch(client, owner.handle()));
             asked = owner.wait();
         }
         if asked != Asked::Release {
@@ -377,6 +384,7 @@ impl Shared {
         let name = order.record.name()?;
         self.check_repository(&order.repository)?;
         let mut request = order.record.request(Some(order.reference.parse()?))?;
+        request.length = order.length_bytes;
         let crate::DoorOptions { vhost_user, nbd, fuse, .. } = &request.doors;
         if vhost_user.is_none() && nbd.is_none() && fuse.is_none() {
             return Err(
@@ -461,6 +469,27 @@ impl Shared {
     }
 }
 
+/// Ends the serving when its client ends, for as long as the returned end of a pipe is kept.
+fn watch(client: Client, owner: OwnerHandle) -> Option<io::PipeWriter> {
+    let name = owner.mirror().name().to_string();
+    let (until, keep) = io::pipe().inspect_err(|error| not_watched(&name, error)).ok()?;
+    let thread = std::thread::Builder::new().name("client".into());
+    let watching = thread.spawn(move || match client.outlived(until) {
+        Ok(true) => {
+            let process = client.process;
+            tracing::info!(mirror = %owner.mirror().name(), process, "its client has ended");
+            owner.ask_to_stop(Asked::Detach { discard: client.discard });
+        }
+        Ok(false) => {}
+        Err(error) => not_watched(owner.mirror().name().as_str(), &error),
+    });
+    watching.map(|_| keep).inspect_err(|error| not_watched(&name, error)).ok()
+}
+
+fn not_watched(mirror: &str, error: &io::Error) {
+    tracing::warn!(mirror, %error, "served until it is detached: its client cannot be watched");
+}
+
 impl Served {
     fn insert(&mut self, record: Record, owner: Option<OwnerHandle>) -> u64 {
         let id = self.next_id;
@@ -488,11 +517,15 @@ impl Handler for Shared {
                 self.attach(*order).map(|ready| Response::Attached(Box::new(ready)))
             }
             Request::Mirror { name, request } => self.ask_mirror(&name, *request),
-            Request::Commit(_) | Request::Detach { .. } | Request::Wait => {
-                Err(Error::new(Kind::Invalid, "ask", "the host's daemon")
-                    .because("which mirror is meant?")
-                    .hint("{\"mirror\":{\"name\":NAME,\"request\":REQUEST}}"))
+            Request::MakeRoom { bytes } => {
+                Ok(Response::Room { freed_bytes: self.options.state.make_room(bytes)? })
             }
+            Request::Commit(_)
+            | Request::Detach { .. }
+            | Request::Resize { .. }
+            | Request::Wait => Err(Error::new(Kind::Invalid, "ask", "the host's daemon")
+                .because("which mirror is meant?")
+                .hint("{\"mirror\":{\"name\":NAME,\"request\":REQUEST}}")),
         }
     }
 }

@@ -11,19 +11,20 @@ use std::time::Duration;
 use mirror::{Binding, Mirror, Patience, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
-use model::{Error, Kind, MirrorName, Reference, Result};
+use model::{Error, Kind, MirrorName, Reference, Result, VersionKind};
 use repository::Repository;
 use repository::chunks::RepositoryChunks;
 use serde::{Deserialize, Serialize};
 use store::ChunkStore;
 
 use crate::boot_sets::BootWatch;
+use crate::clients::Client;
 use crate::commit::Committer;
 use crate::control::{CONNECTION_COUNT_MAX, ControlServer, Handler, Request, Response};
 use crate::counts::{CountedChunks, CountedDevice, Counts, Fetches};
 use crate::doors::{Door, DoorOptions, Doors};
 use crate::holds;
-use crate::mirrors::{MirrorStatus, check_repository, control_socket, note_repository};
+use crate::mirrors::{MirrorStatus, Resized, check_repository, control_socket, note_repository};
 use crate::tree::{MirrorTree, OpenVersions};
 
 /// What is to be attached, and how.
@@ -39,6 +40,10 @@ pub struct AttachRequest {
     pub patience: Patience,
     /// Record what is read, until the mirror is let go, as a working set of this name.
     pub record: Option<String>,
+    /// How many bytes the disk is to have: it grows to that.
+    pub length: Option<u64>,
+    /// The process that a daemon serves it for; without one, until it is detached.
+    pub client: Option<Client>,
 }
 
 /// What is said once a mirror is served.
@@ -331,6 +336,18 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Makes the disk longer and tells whoever can be told.
+    fn resize(&self, length: u64) -> Result<Resized> {
+        let before_bytes = self.mirror.grow(length)?;
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Resized {
+            mirror: self.mirror.name().to_string(),
+            length_bytes: length,
+            before_bytes,
+            doors: doors.as_ref().map_or_else(Vec::new, Doors::announce_length),
+        })
+    }
+
     fn close(&self) -> Result<()> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).take();
         let give_up = || {
@@ -374,11 +391,17 @@ impl Handler for Shared {
                 let outcome = self.committer.commit(&options, &Silent)?;
                 Ok(Response::Committed(Box::new(outcome)))
             }
+            Request::Resize { length_bytes } => {
+                self.resize(length_bytes).map(|resized| Response::Resized(Box::new(resized)))
+            }
             Request::Detach { discard } => {
                 self.ask_to_stop(Asked::Detach { discard });
                 Ok(self.wait_for_end())
             }
             Request::Wait => Ok(self.wait_for_end()),
+            Request::MakeRoom { bytes } => {
+                Ok(Response::Room { freed_bytes: self.state.make_room(bytes)? })
+            }
             Request::Attach(_) | Request::Mirror { .. } => {
                 Err(Error::new(Kind::Invalid, "ask", self.mirror.name().as_str())
                     .because("that is for a host's daemon; this is one mirror's owner"))
@@ -409,6 +432,7 @@ fn open_mirror(
         if let Some(reference) = &request.reference {
             check_bound_to(repository, &mirror, reference)?;
         }
+        request.length.map_or(Ok(0), |length| mirror.grow(length))?;
         holds::ensure(state, repository, &mirror)?;
         return Ok((mirror, false));
     }
@@ -417,6 +441,12 @@ fn open_mirror(
             .because("no such mirror here"));
     };
     let wanted = repository.catalog().version(reference)?;
+    repository.require_signature(&wanted)?;
+    if wanted.facts.kind != VersionKind::Disk {
+        return Err(Error::new(Kind::Invalid, "attach", wanted.id.to_string())
+            .because("it is no disk, but a machine that was booted already")
+            .hint(format!("`larder resume {}` brings it to life", wanted.id)));
+    }
     let binding = Binding {
         parent: wanted.id.clone(),
         content: wanted.facts.content,
@@ -425,7 +455,8 @@ fn open_mirror(
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
     note_repository(state, name, repository);
-    holds::take(state, name, repository, &wanted.id).inspect_err(|_| {
+    let grown = request.length.map_or(Ok(0), |length| mirror.grow(length));
+    grown.and_then(|_| holds::take(state, name, repository, &wanted.id)).inspect_err(|_| {
         let _ = mirror.close();
         let _ = Mirror::discard(state, name);
     })?;

@@ -6,6 +6,7 @@
 //!
 //! **Failure**: a write that fails may have taken effect in part: each sector is old or new.
 
+use std::io;
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{Ordering, fence};
@@ -24,7 +25,7 @@ const LEN: u64 = BLOCK_LEN as u64;
 
 impl Device for Mirror {
     fn length(&self) -> u64 {
-        self.length
+        self.length.load(Ordering::Acquire)
     }
 
     fn is_read_only(&self) -> bool {
@@ -32,7 +33,7 @@ impl Device for Mirror {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        check_range("read the mirror", self.length, offset, buffer.len() as u64)?;
+        check_range("read the mirror", self.length(), offset, buffer.len() as u64)?;
         loop {
             let punches = self.punches.load(Ordering::SeqCst);
             let saw_overlay = self.read_once(offset, buffer)?;
@@ -46,7 +47,7 @@ impl Device for Mirror {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        check_range("write to the mirror", self.length, offset, bytes.len() as u64)?;
+        check_range("write to the mirror", self.length(), offset, bytes.len() as u64)?;
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
@@ -58,22 +59,28 @@ impl Device for Mirror {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        check_range("write zeros to the mirror", self.length, offset, len)?;
-        let end = offset + len;
-        let first_whole = offset.next_multiple_of(LEN).min(end);
-        let end_whole = if end == self.length { end } else { end / LEN * LEN };
-        if end_whole <= first_whole {
-            return self.write(offset, &[0; BLOCK_LEN + BLOCK_LEN][..len as usize]);
+        loop {
+            let length = self.length();
+            check_range("write zeros to the mirror", length, offset, len)?;
+            let end = offset + len;
+            let first_whole = offset.next_multiple_of(LEN).min(end);
+            let end_whole = if end == length { end } else { end / LEN * LEN };
+            if end_whole <= first_whole {
+                return self.write(offset, &[0; BLOCK_LEN + BLOCK_LEN][..len as usize]);
+            }
+            self.write(offset, &[0; BLOCK_LEN][..(first_whole - offset) as usize])?;
+            // Where the disk grew meanwhile, its last block is no longer whole.
+            if self.zero_blocks(blocks_of(first_whole, end_whole - first_whole), length)? {
+                return self.write(end_whole, &[0; BLOCK_LEN][..(end - end_whole) as usize]);
+            }
         }
-        self.write(offset, &[0; BLOCK_LEN][..(first_whole - offset) as usize])?;
-        self.zero_blocks(blocks_of(first_whole, end_whole - first_whole))?;
-        self.write(end_whole, &[0; BLOCK_LEN][..(end - end_whole) as usize])
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        check_range("discard in the mirror", self.length, offset, len)?;
+        check_range("discard in the mirror", self.length(), offset, len)?;
         let (first, end) = (offset.div_ceil(LEN), (offset + len) / LEN);
-        if first < end { self.zero_blocks(first..end) } else { Ok(()) }
+        while first < end && !self.zero_blocks(first..end, self.length())? {}
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {
@@ -81,7 +88,7 @@ impl Device for Mirror {
     }
 
     fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
-        check_range("prefetch", self.length, offset, len)?;
+        check_range("prefetch", self.length(), offset, len)?;
         let mut at = blocks_of(offset, len).start;
         let end = blocks_of(offset, len).end;
         // Blocks that the overlay has are not wanted from elsewhere.
@@ -89,7 +96,7 @@ impl Device for Mirror {
             let (piece, piece_end) =
                 self.piece(at, end, |view, segment, block| view.segment(segment).block(block));
             if piece == Source::Fetch {
-                self.view.ensure_present(at..piece_end)?;
+                self.view.bring_if_room(at..piece_end)?;
             }
             at = piece_end;
         }
@@ -97,7 +104,7 @@ impl Device for Mirror {
     }
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
-        check_range("list the extents of the mirror", self.length, offset, len)?;
+        check_range("list the extents of the mirror", self.length(), offset, len)?;
         let place = |segment: u32, block: u32| {
             self.states.get(segment).map_or(Place::Absent, |bits| bits.place(block))
         };
@@ -105,7 +112,7 @@ impl Device for Mirror {
     }
 
     fn may_wait(&self, offset: u64, len: u64) -> bool {
-        if offset.checked_add(len).is_none_or(|end| end > self.length) {
+        if offset.checked_add(len).is_none_or(|end| end > self.length()) {
             return false;
         }
         let Range { start: mut at, end } = blocks_of(offset, len);
@@ -131,8 +138,14 @@ impl Mirror {
     ) -> (Source, u64) {
         let segment = (first / u64::from(BLOCKS_PER_SEGMENT)) as u32;
         let start = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+        let is_beyond = first >= self.base_blocks;
+        let end = if is_beyond { end } else { end.min(self.base_blocks) };
         let end = (end - start).min(u64::from(BLOCKS_PER_SEGMENT)) as u32;
         let first = (first - start) as u32;
+        let base = |view: &BaseView, segment, block| match is_beyond {
+            true => BaseBlock::Hole,
+            false => base(view, segment, block),
+        };
         let piece = match self.states.get(segment) {
             None => next_piece(first, end, |block| {
                 source_of(Place::Absent, || base(&self.view, segment, block))
@@ -149,27 +162,18 @@ impl Mirror {
         let end = offset + buffer.len() as u64;
         let (mut at, mut saw_overlay) = (offset, false);
         while at < end {
-            let (source, piece_end) = self
-                .piece(at / LEN, end.div_ceil(LEN), |view, s, block| view.segment(s).block(block));
+            // Where the base has it is the view's to know.
+            let (source, piece_end) =
+                self.piece(at / LEN, end.div_ceil(LEN), |_, _, _| BaseBlock::Present);
             let stop = (piece_end * LEN).min(end);
             let piece = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
             match source {
                 Source::Zero => piece.fill(0),
-                Source::Base => {
-                    if self.view.recorder.is_active() {
-                        self.view.recorder.note(blocks_of(at, stop - at));
-                    }
-                    self.read_file(&*self.view.base.data, piece, at)?;
-                }
                 Source::Overlay(file) => {
                     saw_overlay = true;
                     self.read_file(&*self.files[file], piece, at)?;
                 }
-                Source::Fetch => match self.fetch(at, stop) {
-                    Ok(()) => continue,
-                    Err(error) if error.kind() == Kind::Full => self.view.read_past(at, piece)?,
-                    Err(error) => return Err(error),
-                },
+                Source::Base | Source::Fetch => self.view.read(at, piece)?,
             }
             at = stop;
         }
@@ -178,14 +182,6 @@ impl Mirror {
 
     fn read_file(&self, file: &dyn env::File, buffer: &mut [u8], offset: u64) -> Result<()> {
         file.read_exact_at(buffer, offset).map_err(|error| self.io_error("read the mirror", error))
-    }
-
-    fn fetch(&self, start: u64, end: u64) -> Result<()> {
-        let began = self.view.journal.now();
-        self.view.missed(start, end - start);
-        let fetched = self.view.ensure_present(blocks_of(start, end - start));
-        self.view.journal.waited(began, start, end - start);
-        fetched
     }
 
     fn segment_states(&self, segment: u32) -> &OverlaySegment {
@@ -203,21 +199,47 @@ impl Mirror {
 
     /// True where `start..end` covers all bytes of a block that the disk has.
     fn is_whole(&self, block: u64, start: u64, end: u64) -> bool {
-        start <= block * LEN && end >= ((block + 1) * LEN).min(self.length)
+        start <= block * LEN && end >= ((block + 1) * LEN).min(self.length())
+    }
+
+    /// Reads the blocks of the version that a write covers in part, then enters: they never change, so
+    /// they are read before any lock is taken.
+    fn enter_with_edges(
+        &self,
+        offset: u64,
+        end: u64,
+        blocks: &Range<u64>,
+    ) -> Result<(std::sync::RwLockReadGuard<'_, Gate>, Fills)> {
+        loop {
+            let length = self.length();
+            let mut fills = Fills::default();
+            for edge in [blocks.start, blocks.end - 1] {
+                let absent = |(segment, block): (u32, u32)| {
+                    self.states.get(segment).is_none_or(|s| s.place(block) == Place::Absent)
+                };
+                if self.is_whole(edge, offset, end) || !absent(split(edge)) || fills.has(edge) {
+                    continue;
+                }
+                let mut bytes = vec![0; BLOCK_LEN];
+                // Behind the version there is nothing.
+                if edge < self.base_blocks {
+                    let len = LEN.min(self.view.length() - edge * LEN) as usize;
+                    self.view.read(edge * LEN, &mut bytes[..len])?;
+                }
+                fills.0.push((edge, bytes));
+            }
+            let gate = self.enter("write to the mirror")?;
+            // Where the disk grew meanwhile, its last block is no longer whole.
+            if self.length() == length {
+                return Ok((gate, fills));
+            }
+        }
     }
 
     fn write_in_segment(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = offset + bytes.len() as u64;
         let blocks = blocks_of(offset, bytes.len() as u64);
-        for edge in [blocks.start, blocks.end - 1] {
-            let absent = |(segment, block): (u32, u32)| {
-                self.states.get(segment).is_none_or(|s| s.place(block) == Place::Absent)
-            };
-            if !self.is_whole(edge, offset, end) && absent(split(edge)) {
-                self.view.ensure_present(edge..edge + 1)?;
-            }
-        }
-        let gate = self.enter("write to the mirror")?;
+        let (gate, fills) = self.enter_with_edges(offset, end, &blocks)?;
         let bits = self.segment_states(split(blocks.start).0);
         let needs_fill = || {
             let partial =
@@ -226,11 +248,11 @@ impl Mirror {
         };
         let shared = bits.writing.read().unwrap_or_else(PoisonError::into_inner);
         if !needs_fill() {
-            return self.write_blocks(&gate, bits, offset, bytes);
+            return self.write_blocks(&gate, bits, &fills, offset, bytes);
         }
         drop(shared);
         let _exclusive = bits.writing.write().unwrap_or_else(PoisonError::into_inner);
-        self.write_blocks(&gate, bits, offset, bytes)
+        self.write_blocks(&gate, bits, &fills, offset, bytes)
     }
 
     /// Writes bytes within one segment. Call under `writing`, exclusively where blocks are filled.
@@ -238,6 +260,7 @@ impl Mirror {
         &self,
         gate: &Gate,
         bits: &OverlaySegment,
+        fills: &Fills,
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
@@ -259,7 +282,7 @@ impl Mirror {
                 self.write_file(target, piece, start)?;
                 (first, block)
             } else {
-                self.write_filled(bits, target, first, offset, bytes)?;
+                self.write_filled(bits, fills, target, first, offset, bytes)?;
                 (first, block)
             };
             let range = split(start).1..split(stop - 1).1 + 1;
@@ -268,8 +291,22 @@ impl Mirror {
         Ok(())
     }
 
+    /// Writes; once more where the disk was full and bases gave space back. What a guest writes goes
+    /// before what can be fetched again.
+    fn with_room(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                match self.state.room().relieve(BLOCK_LEN as u64) {
+                    true => write(),
+                    false => Err(error),
+                }
+            }
+            other => other,
+        }
+    }
+
     fn write_file(&self, file: usize, bytes: &[u8], offset: u64) -> Result<()> {
-        let written = self.files[file].write_all_at(bytes, offset);
+        let written = self.with_room(|| self.files[file].write_all_at(bytes, offset));
         self.touched[file].store(true, Ordering::SeqCst);
         written.map_err(|error| self.io_error("write to the mirror", error))
     }
@@ -279,22 +316,22 @@ impl Mirror {
     fn write_filled(
         &self,
         bits: &OverlaySegment,
+        fills: &Fills,
         target: usize,
         block: u64,
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        let (segment, in_segment) = split(block);
         let mut whole = [0; BLOCK_LEN];
-        let base = || self.view.segment(segment).block(in_segment);
-        match source_of(bits.place(in_segment), base) {
-            Source::Zero => {}
-            Source::Base => self.read_file(&*self.view.base.data, &mut whole, block * LEN)?,
-            Source::Overlay(file) => self.read_file(&*self.files[file], &mut whole, block * LEN)?,
-            Source::Fetch => {
-                return Err(Error::new(Kind::Bug, "write to the mirror", self.name.as_str())
-                    .because("a block that was fetched is missing"));
-            }
+        match bits.place(split(block).1) {
+            Place::Zero => {}
+            Place::First => self.read_file(&*self.files[0], &mut whole, block * LEN)?,
+            Place::Second => self.read_file(&*self.files[1], &mut whole, block * LEN)?,
+            Place::Absent => whole.copy_from_slice(fills.get(block).ok_or_else(|| {
+                // What is in the overlay once never leaves it.
+                Error::new(Kind::Bug, "write to the mirror", self.name.as_str())
+                    .because("a block that was in the overlay is in the base")
+            })?),
         }
         let (start, stop) =
             ((block * LEN).max(offset), ((block + 1) * LEN).min(offset + bytes.len() as u64));
@@ -317,8 +354,7 @@ impl Mirror {
         if changes.is_empty() {
             return Ok(());
         }
-        gate.live
-            .write(segment, &changes)
+        self.with_room(|| gate.live.write(segment, &changes))
             .map_err(|error| self.io_error("write to the mirror", error))?;
         let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
         let left = bits.left_behind(&blocks, place);
@@ -332,10 +368,14 @@ impl Mirror {
         Ok(())
     }
 
-    /// Makes whole blocks zeros and gives their space back.
-    fn zero_blocks(&self, blocks: Range<u64>) -> Result<()> {
+    /// Makes blocks, whole on a disk of `length` bytes, zeros and gives their space back. False, with
+    /// some of them done, where the disk has another length by now.
+    fn zero_blocks(&self, blocks: Range<u64>, length: u64) -> Result<bool> {
         for (segment, range) in by_segment(blocks) {
             let gate = self.enter("write zeros to the mirror")?;
+            if self.length() != length {
+                return Ok(false);
+            }
             if self.states.get(segment).is_none() && self.is_known_hole(segment, &range) {
                 continue;
             }
@@ -359,7 +399,7 @@ impl Mirror {
                 self.touched[file].store(true, Ordering::SeqCst);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// True where the base is known to have no data there. No I/O.
@@ -368,6 +408,20 @@ impl Mirror {
             Some(map) => map.runs_in(range.start, range.end).is_empty(),
             None => self.view.glance(segment, range.start) == BaseBlock::Hole,
         }
+    }
+}
+
+/// Blocks of the version that a write covers in part.
+#[derive(Default)]
+struct Fills(Vec<(u64, Vec<u8>)>);
+
+impl Fills {
+    fn get(&self, block: u64) -> Option<&[u8]> {
+        self.0.iter().find(|(number, _)| *number == block).map(|(_, bytes)| &bytes[..])
+    }
+
+    fn has(&self, block: u64) -> bool {
+        self.get(block).is_some()
     }
 }
 

@@ -16,26 +16,30 @@
 //! each then tries itself. A store that cannot be reached is waited for, see `patience`. Wrong bytes
 //! are asked for once more. On a full disk blocks are served without being kept.
 
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use env::File;
+use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN, blocks_in_segment};
 use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
 
 use crate::background::Background;
-use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
+use crate::base::{Base, FetchKey};
 use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
 use crate::journal::{Journal, Origin};
+use crate::maps::MapCache;
 use crate::patience::{FetchError, Patience, Reachability, persist};
 use crate::plan::BaseBlock;
+use crate::presence::{BaseSegment, PresentBits};
 use crate::readahead::Readahead;
 use crate::recorder::Recorder;
-use crate::segments::SegmentTable;
+use crate::room::Room;
 
 /// A base and a way to complete it by one layout.
 pub(crate) struct BaseView {
@@ -44,11 +48,9 @@ pub(crate) struct BaseView {
     /// Which segments hold data: equal in every layout of the content.
     manifest: Arc<Manifest>,
     layout: RwLock<Arc<Layout>>,
-    chunks: Arc<ChunkCache>,
-    background: Arc<Background>,
+    pub(crate) parts: Parts,
     pub(crate) readahead: Readahead,
     fetched_bytes: AtomicU64,
-    reachability: Arc<Reachability>,
     patience: Mutex<Patience>,
     /// Nobody waits any more.
     is_given_up: AtomicBool,
@@ -61,14 +63,25 @@ pub(crate) struct BaseView {
     pub(crate) journal: Journal,
 }
 
+/// What all views of a state folder share.
+pub(crate) struct Parts {
+    pub(crate) chunks: Arc<ChunkCache>,
+    pub(crate) maps: Arc<MapCache>,
+    pub(crate) background: Arc<Background>,
+    pub(crate) reachability: Arc<Reachability>,
+    pub(crate) room: Arc<Room>,
+}
+
+/// How often one read fetches what was evicted before it could be read, before it reads past the base.
+pub(crate) const FETCHED_MAX: usize = 4;
+
 /// How often one read follows the content to a new layout.
 const FOLLOWED_MAX: usize = 8;
 
-/// One way to read the content, with the maps that were loaded.
-struct Layout {
+/// One way to read the content.
+pub(crate) struct Layout {
     digest: LayoutDigest,
     manifest: Arc<Manifest>,
-    maps: SegmentTable<Arc<SegmentMap>>,
 }
 
 impl Layout {
@@ -83,7 +96,7 @@ impl Layout {
             return Err(Error::new(Kind::Corrupt, "attach", base.content().to_string())
                 .because(format!("the manifest {digest} is that of another content")));
         }
-        Ok(Layout { digest, manifest, maps: SegmentTable::new(length) })
+        Ok(Layout { digest, manifest })
     }
 }
 
@@ -119,9 +132,7 @@ impl BaseView {
         layout: LayoutDigest,
         length: u64,
         store: Arc<dyn ChunkStore>,
-        chunks: Arc<ChunkCache>,
-        background: Arc<Background>,
-        reachability: Arc<Reachability>,
+        parts: Parts,
     ) -> Result<BaseView> {
         let loaded = match Layout::load(&base, layout, length, &*store) {
             Err(error) if error.kind() == Kind::NotFound => {
@@ -137,11 +148,9 @@ impl BaseView {
             store,
             manifest: loaded.manifest.clone(),
             layout: RwLock::new(Arc::new(loaded)),
-            chunks,
-            background,
+            parts,
             readahead: Readahead::default(),
             fetched_bytes: AtomicU64::new(0),
-            reachability,
             patience: Mutex::new(Patience::Limited(Duration::ZERO)),
             is_given_up: AtomicBool::new(false),
             told: Mutex::default(),
@@ -161,13 +170,13 @@ impl BaseView {
     /// Ends all waits for a store that cannot be reached, with its error.
     pub(crate) fn give_up(&self) {
         self.is_given_up.store(true, Ordering::SeqCst);
-        self.reachability.wake_all();
+        self.parts.reachability.wake_all();
     }
 
     /// Does work that may need the store, as patiently as was asked for.
-    fn persist<T>(&self, work: impl FnMut() -> Result<T, FetchError>) -> Result<T> {
+    pub(crate) fn persist<T>(&self, work: impl FnMut() -> Result<T, FetchError>) -> Result<T> {
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = persist(patience, &self.reachability, &self.is_given_up, work);
+        let done = persist(patience, &self.parts.reachability, &self.is_given_up, work);
         done.inspect_err(|error| self.tell(error))
     }
 
@@ -189,7 +198,7 @@ impl BaseView {
             tracing::warn!(error = %error.chain(), "wrong bytes came; asking once more");
             answer = question(&*self.store);
         }
-        self.reachability.note(&answer);
+        self.parts.reachability.note(&answer);
         answer.map_err(FetchError::Store)
     }
 
@@ -199,7 +208,7 @@ impl BaseView {
 
     /// Does what needs the store by the layout in use; where something of it is gone, by the one that
     /// the content has now.
-    fn by_layout<T>(
+    pub(crate) fn by_layout<T>(
         &self,
         work: impl Fn(&Layout) -> Result<T, FetchError>,
     ) -> Result<T, FetchError> {
@@ -257,39 +266,47 @@ impl BaseView {
 
     /// The map of a segment, if it was loaded.
     pub(crate) fn loaded_map(&self, segment: u32) -> Option<Arc<SegmentMap>> {
-        self.layout().maps.get(segment).cloned()
+        match self.layout().manifest.segment(segment) {
+            Some(entry) => self.parts.maps.get(entry.map),
+            None => Some(Arc::default()),
+        }
     }
 
     /// The map of a segment, loaded now if it was not. Does not wait for a store that cannot be
     /// reached.
     pub(crate) fn segment_map(&self, segment: u32) -> Result<Arc<SegmentMap>> {
-        Ok(self.by_layout(|layout| self.map(layout, segment).cloned())?)
+        Ok(self.by_layout(|layout| self.map(layout, segment))?)
     }
 
     /// The map of a segment in one layout. Its holes count as present from then on.
-    fn map<'a>(&self, layout: &'a Layout, segment: u32) -> Result<&'a Arc<SegmentMap>, FetchError> {
+    pub(crate) fn map(&self, layout: &Layout, segment: u32) -> Result<Arc<SegmentMap>, FetchError> {
+        let Some(entry) = layout.manifest.segment(segment) else { return Ok(Arc::default()) };
         loop {
-            if let Some(map) = layout.maps.get(segment) {
+            if let Some(map) = self.parts.maps.get(entry.map) {
                 return Ok(map);
             }
             let Some(_flight) = self.base.flights.board(FetchKey::Map(segment)) else { continue };
-            if layout.maps.get(segment).is_some() {
-                continue;
+            if let Some(map) = self.parts.maps.get(entry.map) {
+                return Ok(map);
             }
-            let map = match layout.manifest.segment(segment) {
-                Some(entry) => self.ask(|store| store.segment_map(entry.map))?,
-                None => Arc::default(),
-            };
-            let mut holes = PresentBits::none();
-            let mut at = 0;
-            for run in map.runs() {
-                holes.add(at, run.first_block);
-                at = run.end_block();
-            }
-            holes.add(at, model::block::blocks_in_segment(self.length(), segment).max(at));
-            self.base.mark_present(segment, self.segment(segment), &holes);
-            layout.maps.get_or_init(segment, || map);
+            let map = self.ask(|store| store.segment_map(entry.map))?;
+            self.mark_holes(segment, &map);
+            self.parts.maps.put(entry.map, map.clone());
+            return Ok(map);
         }
+    }
+
+    /// Marks the holes of a segment present: they need no bytes.
+    pub(crate) fn mark_holes(&self, segment: u32, map: &SegmentMap) {
+        let mut holes = PresentBits::none();
+        let mut at = 0;
+        for run in map.runs() {
+            holes.add(at, run.first_block);
+            at = run.end_block();
+        }
+        holes.add(at, blocks_in_segment(self.length(), segment).max(at));
+        // Without bytes to write nothing fails.
+        let _ = self.base.keep(segment, self.segment(segment), &holes, |_| Ok(()));
     }
 
     /// Brings blocks into the base. Waits for fetches, and as long as the patience lasts for a store
@@ -299,6 +316,14 @@ impl BaseView {
     /// Those of the store; `Full` where the base cannot grow: [`BaseView::read_past`] may do.
     pub(crate) fn ensure_present(&self, blocks: Range<u64>) -> Result<()> {
         self.persist(|| self.bring(blocks.clone()))
+    }
+
+    /// The same as far as there is room.
+    pub(crate) fn bring_if_room(&self, blocks: Range<u64>) -> Result<()> {
+        match self.ensure_present(blocks) {
+            Err(error) if error.kind() == Kind::Full => Ok(()),
+            other => other,
+        }
     }
 
     /// The same for whom nobody waits: a store that cannot be reached is an error at once.
@@ -316,34 +341,36 @@ impl BaseView {
             if bits.first_missing(range.start, range.end).is_none() {
                 continue;
             }
-            self.by_layout(|layout| {
-                let map = self.map(layout, segment)?;
-                while let Some(missing) = bits.first_missing(range.start, range.end) {
-                    if self.bring_by_boot_set(segment, missing) {
-                        continue;
-                    }
-                    let chunk = self.run_at(map, segment, missing)?.chunk;
-                    self.fetch(segment, bits, map, chunk)?;
-                }
-                Ok(())
-            })?;
+            self.by_layout(|layout| self.bring_in(layout, segment, range.clone()))?;
         }
         Ok(())
     }
 
-    /// The run that holds a block which is no hole.
-    fn run_at<'a>(
-        &self,
-        map: &'a SegmentMap,
-        segment: u32,
-        block: u32,
-    ) -> Result<&'a Run, FetchError> {
-        map.runs_in(block, block + 1).first().ok_or_else(|| {
-            FetchError::Store(
-                Error::new(Kind::Bug, "fetch", format!("block {block} of segment {segment}"))
-                    .because("a hole counts as missing"),
-            )
-        })
+    /// Brings blocks of one segment. Each is fetched once at most: where they are evicted as fast as
+    /// they come, there is no room for them.
+    fn bring_in(&self, layout: &Layout, segment: u32, range: Range<u32>) -> Result<(), FetchError> {
+        let map = self.map(layout, segment)?;
+        let bits = self.segment(segment);
+        let mut fetches_left = range.len() + FETCHED_MAX;
+        while let Some(missing) = bits.first_missing(range.start, range.end) {
+            if fetches_left == 0 {
+                let subject = self.base.content().to_string();
+                return Err(FetchError::Disk(
+                    Error::new(Kind::Full, "keep fetched blocks of", subject)
+                        .because("they are evicted as fast as they come"),
+                ));
+            }
+            fetches_left -= 1;
+            if self.bring_by_boot_set(segment, missing) {
+                continue;
+            }
+            match map.runs_in(missing, missing + 1).first() {
+                Some(run) => self.fetch(segment, bits, &map, run.chunk)?,
+                // Its mark went with an eviction, or the map came by another base.
+                None => self.mark_holes(segment, &map),
+            }
+        }
+        Ok(())
     }
 
     /// Fetches one chunk, or waits for another who does.
@@ -370,29 +397,57 @@ impl BaseView {
             u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT) + u64::from(wanted[0].first_block);
         let chunk = self.chunk(digest)?;
         let mut added = PresentBits::none();
-        let mut written = 0;
+        let mut pieces = Vec::with_capacity(wanted.len());
         for run in wanted {
             let bytes =
                 chunk.blocks(run.first_in_chunk, run.block_count).map_err(FetchError::Store)?;
-            let offset =
-                u64::from(segment) * SEGMENT_LEN + u64::from(run.first_block) * BLOCK_LEN as u64;
-            self.base.data.write_all_at(bytes, offset).map_err(|error| {
-                let subject = self.base.content().to_string();
-                FetchError::Disk(Error::io("keep fetched blocks of", subject, error))
-            })?;
+            pieces.push((run.first_block, bytes));
             added.add(run.first_block, run.end_block());
-            written += bytes.len() as u64;
         }
-        self.base.mark_present(segment, bits, &added);
+        let written = self.keep(segment, bits, &added, &pieces).map_err(FetchError::Disk)?;
         self.journal.fetched(began, Origin::Chunk, first_block, written);
         self.count_kept(written);
         Ok(())
     }
 
+    /// Writes blocks into the base, each piece from a block of the segment on, and marks them present.
+    /// Returns how many bytes that were.
+    ///
+    /// # Errors
+    /// `Full` where there is no room, neither under the limit nor on the disk, and none can be made.
+    pub(crate) fn keep(
+        &self,
+        segment: u32,
+        bits: &BaseSegment,
+        added: &PresentBits,
+        pieces: &[(u32, &[u8])],
+    ) -> Result<u64> {
+        let len = pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let _room = self.parts.room.reserve(len)?;
+        let write = |data: &dyn File| {
+            pieces.iter().try_for_each(|(block, bytes)| {
+                let offset =
+                    u64::from(segment) * SEGMENT_LEN + u64::from(*block) * BLOCK_LEN as u64;
+                data.write_all_at(bytes, offset)
+            })
+        };
+        let mut kept = self.base.keep(segment, bits, added, write);
+        if let Err(error) = &kept
+            && error.kind() == io::ErrorKind::StorageFull
+            && self.parts.room.relieve(len)
+        {
+            kept = self.base.keep(segment, bits, added, write);
+        }
+        let subject = || self.base.content().to_string();
+        kept.map_err(|error| Error::io("keep fetched blocks of", subject(), error))?;
+        self.base.note_use(bits);
+        Ok(len)
+    }
+
     /// Counts bytes that were written into the base; now and then a checkpoint is due.
     pub(crate) fn count_kept(&self, len: u64) {
         if self.base.count_fetched(len) {
-            self.background.checkpoint(&self.base);
+            self.parts.background.checkpoint(&self.base);
         }
     }
 
@@ -418,51 +473,11 @@ impl BaseView {
         Ok(bytes)
     }
 
-    fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
-        self.chunks.get_or_fetch(digest, || {
+    pub(crate) fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
+        self.parts.chunks.get_or_fetch(digest, || {
             let chunk = self.ask(|store| store.chunk(digest))?;
             self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
             Ok(chunk)
         })
-    }
-
-    /// Reads bytes of the version without keeping them. For hosts without space.
-    pub(crate) fn read_past(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let at = offset + done as u64;
-            let (segment, block) =
-                ((at / SEGMENT_LEN) as u32, (at % SEGMENT_LEN) as usize / BLOCK_LEN);
-            let from = (at % BLOCK_LEN as u64) as usize;
-            let step = (BLOCK_LEN - from).min(buffer.len() - done);
-            let piece = &mut buffer[done..done + step];
-            let found = self.persist(|| {
-                self.by_layout(|layout| {
-                    match self.map(layout, segment)?.runs_in(block as u32, block as u32 + 1).first()
-                    {
-                        None => Ok(None),
-                        Some(run) => {
-                            let index = run.first_in_chunk + block as u32 - run.first_block;
-                            Ok(Some((self.chunk(run.chunk)?, index)))
-                        }
-                    }
-                })
-            })?;
-            match found {
-                None => piece.fill(0),
-                Some((chunk, index)) => {
-                    piece.copy_from_slice(&chunk.blocks(index, 1)?[from..from + step]);
-                }
-            }
-            done += step;
-        }
-        Ok(())
-    }
-
-    /// Told of each read that had to fetch; brings what follows where reads ascend.
-    pub(crate) fn missed(self: &Arc<Self>, offset: u64, len: u64) {
-        if let Some(range) = self.readahead.after_miss(offset, len, self.length()) {
-            self.background.prefetch(self, blocks_of(range.start, range.end - range.start));
-        }
     }
 }

@@ -5,6 +5,7 @@
 //! | [`mirror`] | a mirror's life: create, reopen, rebind, close |
 //! | [`device`] | its reads and writes |
 //! | [`flush`] | its flushes: bytes, then the log |
+//! | [`grow`] | its disk, made longer |
 //! | [`seal`] | its changes, standing still for a commit |
 //! | [`view`] | a version to be read without a mirror |
 //! | [`state_folder`] | where a host keeps mirrors and bases; what can be told without owning one |
@@ -13,9 +14,12 @@
 //! | `overlay` | the states of an overlay's blocks |
 //! | `live` | the same, as they survive the process |
 //! | `log` | the same, as they survive power loss |
-//! | `base` | the local copy of a content and its presence |
-//! | `fetch` | how a base gets what it misses |
-//! | `chunks` | chunks that were used a moment ago |
+//! | [`backing`] | a base's file in the kernel's hands |
+//! | `base`, `presence` | the local copy of a content; which of its blocks are here |
+//! | `room`, `evict` | a limit for bases; who goes when it is reached |
+//! | [`pins`] | bases that stay |
+//! | `fetch`, `reads` | how a base gets what it misses; how it is read |
+//! | `chunks`, `maps` | chunks and segment maps that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
@@ -26,32 +30,42 @@
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 
 mod background;
+pub mod backing;
 mod base;
 mod boot;
 mod chunks;
 pub mod device;
+mod evict;
 mod extents;
 mod fetch;
 mod flights;
 pub mod flush;
+pub mod grow;
 pub mod journal;
 mod live;
 mod log;
+mod maps;
 pub mod mirror;
 mod overlay;
 pub mod patience;
+pub mod pins;
 mod plan;
+mod presence;
 mod readahead;
+mod reads;
 mod recorder;
+mod room;
 pub mod seal;
 mod segments;
 pub mod state_folder;
 pub mod view;
 
+pub use backing::BackingFile;
 pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
 pub use patience::{Outages, Patience, Reachability};
+pub use pins::PinFile;
 pub use recorder::Recording;
 pub use seal::Sealed;
-pub use state_folder::{Binding, MirrorSummary, StateFolder};
+pub use state_folder::{BaseNumbers, Binding, MirrorSummary, StateFolder};
 pub use view::ReadOnlyView;

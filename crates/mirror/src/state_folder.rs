@@ -8,23 +8,24 @@
 //!                      overlay.0, overlay.1
 //! ```
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use env::{File, FileSystem, OpenMode};
 use format::mirror_log::LogBinding;
 use model::{ContentDigest, Error, Kind, LayoutDigest, MirrorName, Result, VersionId};
-use store::ChunkStore;
+use store::{CachedChunks, ChunkStore};
 
 use crate::background::Background;
-use crate::base::Base;
 use crate::chunks::ChunkCache;
-use crate::fetch::BaseView;
+use crate::fetch::{BaseView, Parts};
 use crate::live::LiveStates;
 use crate::log::{log_path, read_log};
+use crate::maps::MapCache;
 use crate::mirror::restore_states;
 use crate::patience::Reachability;
+use crate::room::{Room, UNLIMITED};
 
 const LOCK_LEN_MAX: u64 = 64;
 
@@ -37,7 +38,7 @@ pub struct Binding {
     pub content: ContentDigest,
     /// The layout by which the base is read.
     pub layout: LayoutDigest,
-    /// Bytes of the disk.
+    /// Bytes of that version. A mirror's disk may be longer.
     pub length: u64,
 }
 
@@ -50,6 +51,8 @@ pub struct MirrorSummary {
     pub base: VersionId,
     /// What it is bound to; its parent is the version that the next commit follows.
     pub binding: Binding,
+    /// Bytes of its disk.
+    pub length: u64,
     /// Bytes that changed since the last commit.
     pub dirty_bytes: u64,
     /// Bytes of disk that its base takes; shared with other mirrors of that content.
@@ -58,6 +61,23 @@ pub struct MirrorSummary {
     pub host_bytes: u64,
     /// The process that owns it, if one does and left its number.
     pub owner: Option<u32>,
+}
+
+/// What bases take, and what became of those that went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BaseNumbers {
+    /// Bytes of disk that they take.
+    pub bytes: u64,
+    /// What they may take.
+    pub limit_bytes: Option<u64>,
+    /// Bytes of disk that this process has evicted.
+    pub evicted_bytes: u64,
+    /// Segments that went one by one.
+    pub evicted_segments: u64,
+    /// Bases that went whole.
+    pub evicted_bases: u64,
+    /// Fetches that were not kept because there was no room.
+    pub refused: u64,
 }
 
 /// Where a host keeps mirrors and bases. Clones share caches and bases.
@@ -70,8 +90,10 @@ pub struct StateFolder {
 struct Shared {
     file_system: Arc<dyn FileSystem>,
     path: PathBuf,
-    bases: Mutex<HashMap<ContentDigest, Weak<Base>>>,
+    room: Arc<Room>,
     chunks: Arc<ChunkCache>,
+    maps: Arc<MapCache>,
+    kept_chunks: OnceLock<Arc<store::ChunkCache>>,
     background: Arc<Background>,
     reachability: Arc<Reachability>,
 }
@@ -94,10 +116,12 @@ impl StateFolder {
         background: Background,
     ) -> Self {
         let shared = Shared {
+            room: Arc::new(Room::new(file_system.clone(), path.clone())),
             file_system,
             path,
-            bases: Mutex::default(),
             chunks: Arc::new(ChunkCache::new()),
+            maps: Arc::new(MapCache::new()),
+            kept_chunks: OnceLock::new(),
             background: Arc::new(background),
             reachability: Arc::default(),
         };
@@ -114,23 +138,88 @@ impl StateFolder {
         &self.shared.path
     }
 
-    /// Bytes of this host's disk that the bases of this folder take. Cost: one `fstat` for each.
+    /// Keeps chunks that are fetched from now on, compressed, in at most that many bytes of
+    /// `STATE/chunks`; what is there from before serves as soon as it was looked through. For stores
+    /// that are far: where one is a folder of this machine, it would only be copied. The first call
+    /// counts.
+    pub fn keep_chunks(&self, bytes: u64) {
+        let shared = &self.shared;
+        let cache = shared.kept_chunks.get_or_init(|| {
+            let folder = shared.path.join("chunks");
+            Arc::new(store::ChunkCache::new(shared.file_system.clone(), folder, bytes))
+        });
+        let cache = cache.clone();
+        let load = move || {
+            if let Err(error) = cache.load() {
+                tracing::warn!(folder = %cache.folder().display(), %error, "kept chunks are lost");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("chunk-cache".into()).spawn(load) {
+            tracing::debug!(%error, "kept chunks are not looked through");
+        }
+    }
+
+    /// The chunks that are kept compressed, if any are to be.
+    pub fn chunk_cache(&self) -> Option<&Arc<store::ChunkCache>> {
+        self.shared.kept_chunks.get()
+    }
+
+    /// Limits the bytes of disk that all bases may take, in this process and, together with what others
+    /// know, on this host. Without it there is no limit.
+    pub fn limit_bases(&self, bytes: u64) {
+        self.shared.room.set_limit(bytes);
+    }
+
+    /// The limit, if there is one.
+    pub fn base_limit(&self) -> Option<u64> {
+        let limit = self.shared.room.limit();
+        (limit != UNLIMITED).then_some(limit)
+    }
+
+    /// Lets the next fetch look for room, though the one before found none a moment ago.
+    pub fn look_for_room_again(&self) {
+        self.shared.room.look_again();
+    }
+
+    /// Evicts from bases until that many bytes are free, as far as possible. Returns how many are. For
+    /// other processes, which cannot evict what this one has open.
+    ///
+    /// # Errors
+    /// Those of the lock of the state folder.
+    pub fn make_room(&self, bytes: u64) -> Result<u64> {
+        let room = &self.shared.room;
+        let lock = room.lock().map_err(|error| {
+            Error::io("make room in", room.bases_folder().display().to_string(), error)
+        })?;
+        Ok(room.evict(&lock, bytes))
+    }
+
+    /// Numbers about the bases and their limit. Cost: that of [`StateFolder::base_bytes`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn base_numbers(&self) -> Result<BaseNumbers> {
+        let room = &self.shared.room;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = room.counts();
+        Ok(BaseNumbers {
+            bytes: self.base_bytes()?,
+            limit_bytes: self.base_limit(),
+            evicted_bytes: of(&counts.bytes),
+            evicted_segments: of(&counts.segments),
+            evicted_bases: of(&counts.bases),
+            refused: of(&counts.refused),
+        })
+    }
+
+    /// Bytes of this host's disk that the bases of this folder take. Cost: a few calls for each.
     ///
     /// # Errors
     /// What the system says.
     pub fn base_bytes(&self) -> Result<u64> {
-        let folder = self.shared.path.join("bases");
-        let failed = |error| Error::io("measure the bases in", folder.display().to_string(), error);
-        if !self.file_system().exists(&folder).map_err(failed)? {
-            return Ok(0);
-        }
-        let mut sum = 0;
-        for base in self.file_system().list(&folder).map_err(failed)? {
-            // One that is being made has no bytes yet.
-            let data = self.file_system().open(&folder.join(base).join("data"), OpenMode::Read);
-            sum += data.and_then(|file| file.allocated_bytes()).unwrap_or(0);
-        }
-        Ok(sum)
+        let room = &self.shared.room;
+        let subject = || room.bases_folder().display().to_string();
+        room.measure().map_err(|error| Error::io("measure the bases in", subject(), error))
     }
 
     /// The names of all mirrors, ascending.
@@ -169,16 +258,15 @@ impl StateFolder {
         let file_system = self.file_system();
         let failed = |error| Error::io("inspect the mirror", name.as_str(), error);
         let (log, binding) = read_log(file_system, &folder, name.as_str())?;
-        let live =
-            LiveStates::look(file_system, &folder, log.epoch, binding.length).map_err(failed)?;
-        let states = restore_states(&log, binding.length, live.as_ref()).map_err(failed)?;
+        let live = LiveStates::look(file_system, &folder, log.epoch, log.length).map_err(failed)?;
+        let states = restore_states(&log, log.length, live.as_ref()).map_err(failed)?;
         let dirty_blocks: u64 = states.iter().map(|(_, segment)| segment.counts().0).sum();
         let mut host_bytes = log.end as u64;
         for file in 0..2 {
             let overlay = file_system.open(&overlay_path(&folder, file), OpenMode::Read);
             host_bytes += overlay.and_then(|file| file.allocated_bytes()).map_err(failed)?;
         }
-        let data = self.base_folder(binding.content).join("data");
+        let data = self.shared.room.base_folder(binding.content).join("data");
         let base = file_system.open(&data, OpenMode::Read);
         let fetched_bytes = base.and_then(|file| file.allocated_bytes()).unwrap_or(0);
         let owner = match self.lock(name) {
@@ -188,6 +276,7 @@ impl StateFolder {
         Ok(MirrorSummary {
             name: name.clone(),
             base: binding.base.clone(),
+            length: log.length,
             dirty_bytes: dirty_blocks * model::BLOCK_LEN as u64,
             fetched_bytes,
             host_bytes,
@@ -228,8 +317,8 @@ impl StateFolder {
         self.shared.path.join("mirrors").join(name.as_str())
     }
 
-    fn base_folder(&self, content: ContentDigest) -> PathBuf {
-        self.shared.path.join("bases").join(content.to_string())
+    pub(crate) fn room(&self) -> &Arc<Room> {
+        &self.shared.room
     }
 
     /// Takes the lock of a mirror; otherwise the error, and who has it.
@@ -261,24 +350,19 @@ impl StateFolder {
         length: u64,
         store: Arc<dyn ChunkStore>,
     ) -> Result<Arc<BaseView>> {
-        let base = {
-            // Held over opening: a second opener would reset what the first has made.
-            let mut bases = self.shared.bases.lock().unwrap_or_else(PoisonError::into_inner);
-            match bases.get(&content).and_then(Weak::upgrade) {
-                Some(base) => base,
-                None => {
-                    let folder = self.base_folder(content);
-                    let base = Base::open(self.file_system(), &folder, content, length)?;
-                    let base = Arc::new(base);
-                    bases.retain(|_, base| base.strong_count() > 0);
-                    bases.insert(content, Arc::downgrade(&base));
-                    base
-                }
-            }
+        let base = self.shared.room.open_base(content, length)?;
+        let store: Arc<dyn ChunkStore> = match self.chunk_cache() {
+            Some(cache) => Arc::new(CachedChunks::new(store, cache.clone())),
+            None => store,
         };
-        let (chunks, background) = (self.shared.chunks.clone(), self.shared.background.clone());
-        let reachability = self.shared.reachability.clone();
-        BaseView::new(base, layout, length, store, chunks, background, reachability).map(Arc::new)
+        let parts = Parts {
+            chunks: self.shared.chunks.clone(),
+            maps: self.shared.maps.clone(),
+            background: self.shared.background.clone(),
+            reachability: self.shared.reachability.clone(),
+            room: self.shared.room.clone(),
+        };
+        BaseView::new(base, layout, length, store, parts).map(Arc::new)
     }
 }
 

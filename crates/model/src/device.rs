@@ -1,5 +1,7 @@
 //! What a door serves: a disk that is read, written, trimmed and flushed.
 
+use std::os::fd::BorrowedFd;
+
 use crate::{Error, Kind, Result};
 
 /// What an extent of a device holds.
@@ -22,7 +24,15 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
-/// A disk. Calls may come from many threads at once.
+/// A file that holds all bytes of a device, each at its own address, and none behind them; until
+/// this is dropped nothing of it goes away.
+pub trait WholeFile: Send + Sync {
+    /// The file. Whoever hands it on must see to it that nobody writes to it. `None` where there is
+    /// no descriptor, as on simulated disks.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// A disk. Calls may come from many threads at once. It may become longer at any time, never shorter.
 ///
 /// Offsets and lengths are bytes and need no alignment. Every range must lie inside
 /// `0..length()`; otherwise the call fails with `Invalid` and nothing has happened. Two calls that
@@ -63,6 +73,17 @@ pub trait Device: Send + Sync {
         false
     }
 
+    /// The one file that holds the whole device, for readers that need not ask us. `None` where
+    /// something is missing in it now, or where writes would pass it by.
+    ///
+    /// Cost: may sync a folder and read maps of what is stored; waits for no store that is away.
+    ///
+    /// # Errors
+    /// Those of the host's disk: go on with [`Device::read`].
+    fn whole_file(&self) -> Result<Option<Box<dyn WholeFile>>> {
+        Ok(None)
+    }
+
     /// The extents that make up the range, in order, without gaps; at most `max` of them, so they
     /// may end before the range does. Where finding out would need a fetch, `Data` is the answer.
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>>;
@@ -97,6 +118,13 @@ impl MemoryDevice {
     /// A read-only device with these bytes.
     pub fn read_only(bytes: Vec<u8>) -> Self {
         MemoryDevice { bytes: bytes.into(), read_only: true }
+    }
+
+    /// Makes it longer; what is added is zeros.
+    pub fn grow(&self, length: u64) {
+        let mut bytes = self.bytes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let length = bytes.len().max(length as usize);
+        bytes.resize(length, 0);
     }
 
     /// A copy of all bytes.

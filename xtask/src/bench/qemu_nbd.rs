@@ -1,4 +1,4 @@
-//! qemu-nbd on a raw file: the peer of a mirror's NBD door.
+//! qemu-nbd on a disk file: the peer of a mirror's NBD door.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,13 @@ pub struct QemuNbd {
 }
 
 impl QemuNbd {
-    /// Serves a raw file, writable, with QEMU's own defaults, and returns once it does.
-    pub fn start(disk: &Path, socket: &Path) -> Result<QemuNbd> {
+    /// Serves a file of a format of QEMU's, writable, with QEMU's own defaults, and returns once it
+    /// does.
+    pub fn start(disk: &Path, format: &str, socket: &Path) -> Result<QemuNbd> {
         let mut command = system_program("setpriv");
         command.args(["--pdeathsig", "TERM", "--", "qemu-nbd"]);
-        command.args(["--format=raw", "--persistent", "--shared=8", "--discard=unmap"]);
+        command.arg(format!("--format={format}"));
+        command.args(["--persistent", "--shared=8", "--discard=unmap"]);
         command.arg(format!("--socket={}", socket.display())).arg(disk);
         // It complains of the connection that only looks whether it is there.
         command.stdin(Stdio::null()).stderr(Stdio::null());

@@ -162,7 +162,7 @@ impl Place {
         process::run(&mut command)?;
         rest(way.cold)?;
         let began = Instant::now();
-        let peer = QemuNbd::start(&self.copy, &self.sockets.path().join("qemu"))?;
+        let peer = QemuNbd::start(&self.copy, "raw", &self.sockets.path().join("qemu"))?;
         let start = began.elapsed().as_secs_f64();
         let mut columns = self.replay(peer.socket(), way.depth, digests)?;
         columns.push(("start_seconds", start));

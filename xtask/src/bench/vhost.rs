@@ -36,7 +36,8 @@ const JOBS: &[(&str, &str, u32, u32)] = &[
 /// Who serves; larder is first.
 const SERVERS: [&str; 3] = ["larder", "raw file", "qcow2 overlay"];
 
-type Job = (&'static str, &'static str, u32, u32);
+/// A load.
+pub type Job = (&'static str, &'static str, u32, u32);
 
 fn run(session: &mut Session) -> Result<()> {
     let disks = inputs::disks(session)?;
@@ -75,12 +76,13 @@ fn run(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-fn name((direction, order, bytes, depth): &Job) -> String {
+/// What a load is called.
+pub fn name((direction, order, bytes, depth): &Job) -> String {
     format!("{order} {direction} {} KiB x{depth}", bytes / 1024)
 }
 
 /// Builds the client.
-fn client(size: Size) -> Result<PathBuf> {
+pub fn client(size: Size) -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--locked", "--quiet", "--package", "attach"]);
     command.args(["--example", "vhost_user_load"]);
@@ -96,7 +98,7 @@ fn client(size: Size) -> Result<PathBuf> {
 }
 
 /// Does one job for some seconds.
-fn load(
+pub fn load(
     client: &Path,
     socket: &Path,
     (direction, order, bytes, depth): Job,

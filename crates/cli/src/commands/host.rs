@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 use serde_json::json;
 
 use crate::arguments::Format;
-use crate::commands::attach::{parse_address, state_folder};
+use crate::commands::attach::{limited_state_folder, parse_address};
 use crate::context::{Context, open_repository};
 use crate::interrupt::Waiter;
 use crate::output::{Log, print_json, print_line};
@@ -74,14 +74,15 @@ impl HostRun {
         // From here on a signal ends it as it should.
         let mut waiter = Waiter::new()?;
         let repo = context.repo.path.clone();
+        let trusted = context.trusted()?;
         let repository = std::path::absolute(&repo)
             .map_err(|error| Error::io("open the repository", repo.display().to_string(), error))?;
         context.refuse_urls()?;
         let daemon = Daemon::start(DaemonOptions {
             file_system: Arc::new(RealFileSystem),
-            state: state_folder(context),
+            state: limited_state_folder(context)?,
             repository: repository.clone(),
-            open_repository: Box::new(move || open_repository(&repository)),
+            open_repository: Box::new(move || Ok(open_repository(&repository)?.trusting(&trusted))),
         })?;
         let scrape = self
             .metrics

@@ -1,14 +1,14 @@
 //! `larder host run`, and what goes through it.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{LIMIT, Larder, Random};
+use crate::harness::{LIMIT, Larder, Random, files_below};
 use crate::nbd_client::NbdClient;
 
 const LEN: usize = 4 << 20;
@@ -228,5 +228,83 @@ fn a_crowd_attaches_at_once_and_all_are_noted() {
         let mut client = NbdClient::connect(&socket, &format!("m{index}"));
         assert!(client.read(0, 65536) == bytes[..65536]);
     }
+    daemon.stop();
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_understands() {
+    let larder = Larder::new();
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../contrib/larder-host.service");
+    let text = std::fs::read_to_string(unit).unwrap();
+    // It looks for the program too.
+    let text = text.replace("/usr/local/bin/larder", env!("CARGO_BIN_EXE_larder"));
+    assert!(text.contains("Type=notify"));
+    larder.write("larder-host.service", text.as_bytes());
+    let said = larder.shell("systemd-analyze verify --man=no ./larder-host.service");
+    assert_eq!(said, "");
+}
+
+/// How many marks say that the kernel has a base's file.
+fn mark_count(larder: &Larder) -> usize {
+    let files = files_below(&larder.path("state/bases"));
+    let is_mark = |path: &&std::path::PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("held."))
+    };
+    files.iter().filter(is_mark).count()
+}
+
+#[test]
+fn a_daemon_shows_versions_and_mirrors_in_a_mount_and_passes_complete_ones_through() {
+    let (larder, mut bytes) = with_disk();
+    let daemon = larder.daemon("");
+    std::fs::create_dir(larder.path("mount")).unwrap();
+    larder.run("attach disk --mirror a --fuse mount --detach");
+    let version = larder.path("mount/disk/1");
+    // The first reading brings everything, through us; the next is the kernel's own.
+    assert!(std::fs::read(&version).unwrap() == bytes);
+    assert_eq!(mark_count(&larder), 0);
+    let file = std::fs::File::open(&version).unwrap();
+    assert_eq!(mark_count(&larder), 1, "{}", daemon.log());
+    let mut found = vec![0; LEN];
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found == bytes);
+    // Beside it the mirror is written, and what is committed is read.
+    let mirror = std::fs::File::options().write(true).open(larder.path("mount/mirrors/a")).unwrap();
+    bytes[8192..12288].fill(7);
+    mirror.write_all_at(&[7; 4096], 8192).unwrap();
+    mirror.sync_all().unwrap();
+    assert_eq!(larder.json("commit a")["version"], 2);
+    assert!(std::fs::read(larder.path("mount/disk/2")).unwrap() == bytes);
+    assert!(std::fs::read(larder.path("mount/mirrors/a")).unwrap() == bytes);
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found[8192..12288] != bytes[8192..12288], "a version never changes");
+    drop((file, mirror));
+    let began = std::time::Instant::now();
+    while mark_count(&larder) > 0 {
+        assert!(began.elapsed() < LIMIT, "the kernel does not let go");
+        std::thread::yield_now();
+    }
+    larder.run("detach a --discard");
+    assert_eq!(std::fs::read_dir(larder.path("mount")).unwrap().count(), 0, "it is unmounted");
+    daemon.stop();
+}
+
+#[test]
+fn a_killed_daemons_mount_is_served_again_by_the_next_one() {
+    let (larder, mut bytes) = with_disk();
+    let daemon = larder.daemon("");
+    std::fs::create_dir(larder.path("mount")).unwrap();
+    larder.run("attach disk --mirror a --fuse mount --detach");
+    let path = larder.path("mount/mirrors/a");
+    bytes[..4096].fill(9);
+    let mirror = std::fs::File::options().write(true).open(&path).unwrap();
+    mirror.write_all_at(&[9; 4096], 0).unwrap();
+    mirror.sync_all().unwrap();
+    drop(mirror);
+    daemon.kill();
+    let daemon = larder.daemon("");
+    assert_eq!((&daemon.ready["served"], &daemon.ready["waiting"]), (&1.into(), &0.into()));
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    larder.run("detach a --discard");
     daemon.stop();
 }
