@@ -198,9 +198,9 @@ impl Build<'_> {
             0 => self.parent.clone(),
             _ => stages::find(self.repository, &ingredients[from - 1].key())?,
         };
-        for index in from..self.recipe.stage.len() {
+        for (index, ingredients) in ingredients.iter().enumerate().skip(from) {
             let (made, stage) =
-                self.make(index, &lock.stage[index], &ingredients[index], version.as_ref())?;
+                self.make(index, &lock.stage[index], ingredients, version.as_ref())?;
             version = Some(made);
             built.push(stage);
         }
