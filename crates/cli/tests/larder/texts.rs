@@ -47,6 +47,8 @@ const COMMANDS: &[&str] = &[
     "commit",
     "resize",
     "run",
+    "bake",
+    "resume",
     "build",
     "recipe",
     "stages",
