@@ -2,6 +2,7 @@
 //!
 //! | Module | Holds |
 //! |---|---|
+//! | [`aging`] | a mirror after a hundred commits, beside one after none |
 //! | [`measure`] | a program's wall time, CPU time and peak memory |
 //! | [`rows`] | what was measured, row by row; medians; contenders taken in turn |
 //! | [`machine`] | where it was measured, and with what |
@@ -13,13 +14,13 @@
 //! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`bonnie`] | bonnie++ through each door, beside the raw file and a qcow2 overlay |
 //! | [`boot`] | which machine boots soonest |
+//! | [`caches`] | the boot working sets of many images in a host's stock |
 //! | [`collect`] | what a collect does after many commits |
 //! | [`commit`] | a mirror's changes become a version |
 //! | [`corpus`] | eight images, and what is in them |
 //! | [`dedup`] | duplicates that the bounded index finds, against its memory |
 //! | [`doors`] | each door with everything present, beside its peers and the raw file |
 //! | [`host`] | a host's daemon: attach to first byte, many attaches at once, memory |
-//! | [`import`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`import`] | eight images, with larder and with others' tools |
 //! | [`login`] | a guest's login prompt from a mirror, beside the plain file |
 //! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
@@ -33,10 +34,12 @@
 //!
 //! To add a bench: a file with `pub const BENCH: Bench`, a row in [`BENCHES`].
 
+mod aging;
 mod blob;
 mod blocks;
 mod bonnie;
 mod boot;
+mod caches;
 #[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
 mod chart;
 mod collect;
@@ -81,8 +84,10 @@ const BENCHES: &[Bench] = &[
     vhost::BENCH,
     bonnie::BENCH,
     replay::BENCH,
+    caches::BENCH,
     login::BENCH,
     commit::BENCH,
+    aging::BENCH,
     host::BENCH,
     collect::BENCH,
     soak::BENCH,

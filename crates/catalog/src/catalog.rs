@@ -9,8 +9,8 @@ use model::{
 };
 
 use crate::records::{
-    BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
-    LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
+    BootSetRecord, CatalogStatistics, DocumentRecord, Doomed, EntryDigest, HoldRecord, ImageFilter,
+    ImageRecord, LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
     VersionRecord,
 };
 
@@ -44,7 +44,7 @@ pub trait Catalog: Send + Sync {
     fn versions(&self, image: &ImageName) -> Result<Vec<VersionRecord>>;
 
     /// Makes version 1 of a new image out of a version that exists. Copies nothing. Parent of the
-    /// new version is the one it was cloned from.
+    /// new version is the one it was cloned from; of a machine, the disk that it stands on.
     fn clone_version(&self, from: &VersionId, image: &ImageName) -> Result<VersionRecord>;
 
     /// Moves a tag of the version's image to it.
@@ -53,10 +53,12 @@ pub trait Catalog: Send + Sync {
     /// Sets a label of an image; `None` takes it away.
     fn set_label(&self, image: &ImageName, key: &LabelKey, value: Option<&str>) -> Result<()>;
 
-    /// Removes a version and its tags; the image too when it was the last one.
+    /// Removes a version and its tags; the image too when it was the last one. `Refused` where a
+    /// machine stands on it.
     fn remove_version(&self, version: &VersionId) -> Result<()>;
 
-    /// Removes an image with all its versions. Returns which those were.
+    /// Removes an image with all its versions. Returns which those were. `Refused` where a machine of
+    /// another image stands on one of them.
     fn remove_image(&self, image: &ImageName) -> Result<Vec<VersionId>>;
 
     /// Counts one attach of a version.
@@ -105,6 +107,16 @@ pub trait Catalog: Send + Sync {
     /// Makes the version exist as the next of its image, moves the tag, ends the lease.
     fn publish(&self, lease: LeaseId, publication: &Publication) -> Result<VersionRecord>;
 
+    /// Makes a disk exist as the next version of its image, and the machine that stands on it as the
+    /// next of its own: both or neither. The machine's parent is the disk's version, whatever its
+    /// facts say. Ends the lease.
+    fn publish_machine(
+        &self,
+        lease: LeaseId,
+        disk: &Publication,
+        machine: &Publication,
+    ) -> Result<[VersionRecord; 2]>;
+
     /// The layout of a content: of a version or a hold that has it, the newest; `None` where there
     /// is neither any more.
     fn layout_of(&self, content: ContentDigest) -> Result<Option<LayoutDigest>>;
@@ -127,6 +139,17 @@ pub trait Catalog: Send + Sync {
 
     /// The working sets of a content, by name.
     fn boot_sets(&self, content: ContentDigest) -> Result<Vec<BootSetRecord>>;
+
+    /// Keeps a document with a content, in the place of one of the same name. The packs put under
+    /// the lease are nobody's from then on; the lease lives on. `NotFound` where neither a version
+    /// nor a hold has the content. It goes when the last of those goes.
+    fn set_document(&self, lease: LeaseId, document: &DocumentRecord) -> Result<()>;
+
+    /// Takes a document away from a content. Does nothing where there is none.
+    fn remove_document(&self, content: ContentDigest, name: &str) -> Result<()>;
+
+    /// The documents of a content, by name.
+    fn documents(&self, content: ContentDigest) -> Result<Vec<DocumentRecord>>;
 
     /// Holds a version for somebody: what it refers to stays, also when the version is removed, until
     /// it is released or `time_to_live` is over. A holder holds one version: an earlier hold ends.

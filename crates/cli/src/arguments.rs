@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, ValueEnum};
 
 use crate::commands::Command;
+use crate::commands::length::Length;
 
 /// Larder keeps virtual machine images: every byte once, every version numbered, guests booted from
 /// a version before it has been copied.
@@ -43,6 +44,28 @@ pub struct GlobalArguments {
         help_heading = "Global options"
     )]
     pub state: Option<PathBuf>,
+    /// How much of this host's disk local copies of versions may take; what was not read for the longest
+    /// time goes first. [default: 80 % of the disk, but never its last 5 %]
+    #[arg(
+        long,
+        global = true,
+        env = "LARDER_BASE_CACHE",
+        hide_env_values = true,
+        value_name = "LENGTH",
+        help_heading = "Global options"
+    )]
+    pub base_cache: Option<Length>,
+    /// How much of this host's disk compressed chunks may take, kept for all versions; 0 for none.
+    /// [default: none, since the repository is a folder]
+    #[arg(
+        long,
+        global = true,
+        env = "LARDER_CHUNK_CACHE",
+        hide_env_values = true,
+        value_name = "LENGTH",
+        help_heading = "Global options"
+    )]
+    pub chunk_cache: Option<Length>,
     /// Tables for people, or one JSON document for programs.
     #[arg(
         long,

@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use env::{FileSystem, RealFileSystem};
+use host::limits::{CacheLimits, default_limits};
+use mirror::StateFolder;
 use model::{Error, Kind, Result};
-use repository::Repository;
 use repository::repository::Machine;
+use repository::{Repository, TrustedKey};
 use serde::Deserialize;
 
 use crate::arguments::{Format, GlobalArguments};
+use crate::commands::length::Length;
+use crate::commands::read_key;
 use crate::progress_bar::ProgressBar;
 
 const SETTINGS_LEN_MAX: u64 = 1 << 20;
@@ -20,10 +24,16 @@ pub struct Context {
     pub repo: Setting,
     /// This host's state folder.
     pub state: Setting,
+    /// Bytes that local copies of versions may take; none where nobody said.
+    pub base_cache: Limit,
+    /// Bytes that compressed chunks may take; none where nobody said.
+    pub chunk_cache: Limit,
     /// How results are printed.
     pub format: Format,
     /// The settings file, whether or not it exists.
     pub settings_file: PathBuf,
+    /// Public keys, as the settings name them: of what is attached, one must have signed it.
+    pub require_signature_by: Vec<String>,
     quiet: bool,
     lease_time: Option<Duration>,
 }
@@ -35,12 +45,23 @@ pub struct Setting {
     pub origin: &'static str,
 }
 
+/// A number of bytes, and where it was set.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub bytes: Option<u64>,
+    pub origin: &'static str,
+}
+
 /// The settings file: `~/.config/larder/settings.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SettingsFile {
     repo: Option<PathBuf>,
     state: Option<PathBuf>,
+    base_cache: Option<String>,
+    chunk_cache: Option<String>,
+    #[serde(default)]
+    require_signature_by: Vec<String>,
 }
 
 impl Context {
@@ -56,13 +77,31 @@ impl Context {
                 (None, None) => Setting { path: default, origin: "default" },
             }
         };
+        let limit = |typed: Option<Length>, filed: Option<&String>| match (typed, filed) {
+            (Some(Length(bytes)), _) => {
+                Ok(Limit { bytes: Some(bytes), origin: "flag or environment" })
+            }
+            (None, Some(text)) => match text.parse::<Length>() {
+                Ok(Length(bytes)) => Ok(Limit { bytes: Some(bytes), origin: "settings file" }),
+                Err(reason) => {
+                    let file = settings_file.display().to_string();
+                    Err(Error::new(Kind::Invalid, "read the settings", file).because(reason))
+                }
+            },
+            (None, None) => Ok(Limit { bytes: None, origin: "default" }),
+        };
+        let base_cache = limit(arguments.base_cache, file.base_cache.as_ref())?;
+        let chunk_cache = limit(arguments.chunk_cache, file.chunk_cache.as_ref())?;
         let repo = base_folder("XDG_DATA_HOME", ".local/share").join("larder");
         let state = base_folder("XDG_STATE_HOME", ".local/state").join("larder");
         Ok(Context {
             repo: choose(&arguments.repo, file.repo, repo),
             state: choose(&arguments.state, file.state, state),
+            base_cache,
+            chunk_cache,
             format: arguments.format,
             settings_file,
+            require_signature_by: file.require_signature_by,
             quiet: arguments.quiet,
             lease_time: arguments.lease_seconds.map(Duration::from_secs),
         })
@@ -71,7 +110,8 @@ impl Context {
     /// Opens the repository.
     pub fn repository(&self) -> Result<Repository> {
         self.refuse_urls()?;
-        open_repository(&self.repo.path).map(|repository| self.timed(repository))
+        let repository = open_repository(&self.repo.path)?;
+        Ok(self.timed(repository).trusting(&self.trusted()?))
     }
 
     /// Opens the repository, or makes one and says so.
@@ -82,6 +122,11 @@ impl Context {
             anstream::eprintln!("made a new repository in {}", self.repo.path.display());
         }
         Ok(self.timed(repository))
+    }
+
+    /// The keys that this host believes.
+    pub fn trusted(&self) -> Result<Vec<TrustedKey>> {
+        self.require_signature_by.iter().map(|key| read_key(key)).collect()
     }
 
     fn timed(&self, repository: Repository) -> Repository {
@@ -100,6 +145,19 @@ impl Context {
     pub fn repository_folder(&self) -> Result<&Path> {
         self.refuse_urls()?;
         Ok(&self.repo.path)
+    }
+
+    /// How much caches may take: what was set, and what goes without saying.
+    pub fn cache_limits(&self, state: &StateFolder) -> Result<CacheLimits> {
+        if let (Some(bases), Some(chunks)) = (self.base_cache.bytes, self.chunk_cache.bytes) {
+            return Ok(CacheLimits { bases, chunks });
+        }
+        let default = default_limits(&RealFileSystem, state)?;
+        let chunks = if is_far() { default.chunks } else { 0 };
+        Ok(CacheLimits {
+            bases: self.base_cache.bytes.unwrap_or(default.bases),
+            chunks: self.chunk_cache.bytes.unwrap_or(chunks),
+        })
     }
 
     /// A progress bar for long work, as the user wants it.
@@ -121,8 +179,13 @@ impl Context {
     }
 }
 
-/// Names a link that packs are behind, as `rate=125MB,delay=1ms`: for benches.
+/// Names a link that packs are behind, as `rate=125MB,delay=1ms,away=FILE`: for benches and soaks.
 const LINK: &str = "LARDER_LINK";
+
+/// True where what is read from the repository comes over a link.
+pub fn is_far() -> bool {
+    std::env::var_os(LINK).is_some()
+}
 
 /// Opens the repository in a folder.
 pub fn open_repository(folder: &Path) -> Result<Repository> {

@@ -1,13 +1,17 @@
 //! Ctrl-C and its kin: long work stops at its next step, leaving nothing half done.
 
-use std::sync::Once;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Once, OnceLock};
 
 use model::progress::Cancel;
-use model::{Error, Result};
+use model::{Error, Kind, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 static CANCEL: Cancel = Cancel::new();
+/// Its other end is closed when the flag is set.
+static SIGNAL: OnceLock<io::PipeReader> = OnceLock::new();
 
 /// The flag that Ctrl-C sets. From the first call on, SIGINT, SIGTERM and SIGHUP set it; a second
 /// SIGINT ends the process at once, as without this.
@@ -15,11 +19,14 @@ pub fn cancel_flag() -> Result<&'static Cancel> {
     static START: Once = Once::new();
     let mut started = Ok(());
     START.call_once(|| {
-        started = Signals::new([SIGINT, SIGTERM, SIGHUP]).map(|mut signals| {
+        let prepared = Signals::new([SIGINT, SIGTERM, SIGHUP]).and_then(|s| Ok((s, io::pipe()?)));
+        started = prepared.map(|(mut signals, (reader, writer))| {
+            let _ = SIGNAL.set(reader);
             std::thread::spawn(move || {
                 let mut received = signals.forever();
                 received.next();
                 CANCEL.cancel();
+                drop(writer);
                 received.next();
                 std::process::exit(130);
             });
@@ -27,6 +34,13 @@ pub fn cancel_flag() -> Result<&'static Cancel> {
     });
     started.map_err(|error| Error::io("listen to", "signals", error))?;
     Ok(&CANCEL)
+}
+
+/// What becomes readable when [`cancel_flag`] is set: for those who wait for something else, too.
+pub fn cancel_signal() -> Result<BorrowedFd<'static>> {
+    cancel_flag()?;
+    let signal = SIGNAL.get().map(AsFd::as_fd);
+    signal.ok_or_else(|| Error::new(Kind::Unavailable, "listen to", "signals"))
 }
 
 /// Waits until SIGINT, SIGTERM or SIGHUP comes, or `wake` is called from another thread.

@@ -21,6 +21,7 @@ pub const BOOT_SET_FORMAT: u32 = 1;
 
 const WHAT: &str = "boot working set";
 const MAGIC: [u8; 4] = *b"LBTS";
+pub(crate) const HEADER_LEN: usize = 20;
 const READ_LEN: usize = 20;
 const PIECE_LEN: usize = 34;
 

@@ -9,8 +9,12 @@
 //! | [`record`] | what a publication tells of itself, in its pack | `docs/formats/record.md` |
 //! | [`names`] | all names of a repository as one object | `docs/formats/names.md` |
 //! | [`boot_set`](mod@boot_set) | the blocks that a guest reads from power-on to ready | `docs/formats/boot-set.md` |
+//! | [`stock`] | a boot working set as a host stocks it | `docs/formats/stock.md` |
+//! | [`description`] | what a version is, as one text | `docs/formats/description.md` |
+//! | [`machine`] | the record of a machine | `docs/formats/machine.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
 //! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
+//! | [`kept_chunk`] | chunks that a host keeps | `docs/formats/chunk-cache.md` |
 //! | [`foreign`] | disk formats of others: raw, qcow2, and what qemu-img knows | `docs/formats/foreign.md` |
 //! | [`error`] | what was wrong with the bytes, and where | |
 //!
@@ -20,9 +24,12 @@
 
 pub mod boot_set;
 mod cursor;
+pub mod description;
 pub mod entry;
 pub mod error;
 pub mod foreign;
+pub mod kept_chunk;
+pub mod machine;
 pub mod manifest;
 pub mod mirror_log;
 pub mod names;
@@ -30,9 +37,12 @@ pub mod pack;
 pub mod presence;
 pub mod record;
 pub mod segment_map;
+pub mod stock;
 
+pub use description::{decode_description, encode_description};
 pub use entry::{Encoder, Encoding, EntryKind, PLAIN_LEN_MAX, decode};
 pub use error::FormatError;
+pub use machine::{decode_machine, encode_machine};
 pub use manifest::{
     EncodedLeaf, EncodedManifest, ManifestRoot, decode_manifest, decode_manifest_root,
     encode_manifest,

@@ -2,7 +2,7 @@
 //! death of the process. The page is `docs/formats/mirror-log.md`.
 //!
 //! ```text
-//! state.log   header | binding | ranges | ranges | segment | parent | ... | zeros
+//! state.log   header | binding | ranges | length | ranges | segment | parent | ... | zeros
 //! live        header | one byte per segment | groups of 64 blocks: places, dirty bits, marker
 //! ```
 //!
@@ -32,7 +32,11 @@ pub const RANGES_MAX: usize = PAYLOAD_LEN_MAX / RANGE_LEN;
 
 const LOG_MAGIC: &[u8; 8] = b"LARDMLOG";
 const LIVE_MAGIC: &[u8; 8] = b"LARDMLIV";
-const FORMAT: u32 = 1;
+/// The number that new logs have.
+const FORMAT: u32 = 2;
+/// The oldest log that is read: one of format 1 has no record of a length.
+const FORMAT_MIN: u32 = 1;
+const LIVE_FORMAT: u32 = 1;
 const RANGE_LEN: usize = 16;
 const SEGMENT_PAYLOAD_LEN: usize = 8 + GROUPS_PER_SEGMENT * 24;
 const PAGE_LEN: u64 = 4096;
@@ -41,6 +45,7 @@ const KIND_BINDING: u32 = 1;
 const KIND_RANGES: u32 = 2;
 const KIND_SEGMENT: u32 = 3;
 const KIND_PARENT: u32 = 4;
+const KIND_LENGTH: u32 = 5;
 
 /// Blocks of a group: the unit in which states are kept.
 pub const BLOCKS_PER_GROUP: u32 = 64;
@@ -55,7 +60,7 @@ pub enum MirrorLogError {
     #[error("it does not begin as a mirror's state does")]
     NotALog,
     /// The file was made by a newer Larder.
-    #[error("its format is {found}, and this Larder knows {FORMAT} only")]
+    #[error("its format is {found}, and this Larder knows {FORMAT_MIN} to {FORMAT} only")]
     Format {
         /// The format's number.
         found: u32,
@@ -140,7 +145,7 @@ pub struct LogBinding {
     pub content: ContentDigest,
     /// The layout by which the base is read.
     pub layout: LayoutDigest,
-    /// Bytes of the disk.
+    /// Bytes of the base. The disk is as long, unless the log says that it grew.
     pub length: u64,
     /// The version that the mirror was attached to.
     pub base: VersionId,
@@ -164,6 +169,8 @@ pub enum LogRecord {
     },
     /// Another version that the next commit follows.
     Parent(VersionId),
+    /// The disk has this many bytes from here on; it never becomes shorter.
+    Length(u64),
 }
 
 /// Encodes records, each chained to the one before. A copy taken before an append that failed
@@ -179,6 +186,8 @@ pub struct LogEncoder {
 pub struct DecodedLog {
     /// Which life of the log this is: one more after each commit.
     pub epoch: u64,
+    /// Bytes of the disk.
+    pub length: u64,
     /// The records; the first is a [`LogRecord::Binding`].
     pub records: Vec<LogRecord>,
     /// Where the next record goes.
@@ -262,6 +271,10 @@ fn encode_payload(record: &LogRecord, out: &mut Vec<u8>) -> u32 {
             encode_version(parent, out);
             KIND_PARENT
         }
+        LogRecord::Length(length) => {
+            out.extend_from_slice(&length.to_le_bytes());
+            KIND_LENGTH
+        }
     }
 }
 
@@ -281,13 +294,14 @@ fn encode_group(group: &GroupStates, out: &mut Vec<u8>) {
 /// Reads a log, up to its last whole record.
 pub fn decode_log(bytes: &[u8]) -> Result<DecodedLog, MirrorLogError> {
     let (epoch, encoder) = decode_header(bytes)?;
-    let mut log = DecodedLog { epoch, records: Vec::new(), end: LOG_HEADER_LEN, encoder };
-    let mut length = LENGTH_MAX;
+    let (end, records) = (LOG_HEADER_LEN, Vec::new());
+    let mut log = DecodedLog { epoch, length: LENGTH_MAX, records, end, encoder };
     while let Some((kind, sum, payload)) = next_record(bytes, log.end, &log.encoder) {
-        let record = decode_payload(kind, payload, length)
+        let record = decode_payload(kind, payload, log.length)
             .map_err(|field| MirrorLogError::Field { field, offset: log.end })?;
         match (&record, log.records.is_empty()) {
-            (LogRecord::Binding(binding), true) => length = binding.length,
+            (LogRecord::Binding(binding), true) => log.length = binding.length,
+            (LogRecord::Length(length), false) => log.length = *length,
             (LogRecord::Binding(_), false) | (_, true) => {
                 return Err(MirrorLogError::Field { field: "kind", offset: log.end });
             }
@@ -310,7 +324,7 @@ fn decode_header(bytes: &[u8]) -> Result<(u64, LogEncoder), MirrorLogError> {
     }
     let field = |field| MirrorLogError::Field { field, offset: 0 };
     match reader.u32().ok_or(field("format"))? {
-        FORMAT => {}
+        FORMAT_MIN..=FORMAT => {}
         found => return Err(MirrorLogError::Format { found }),
     }
     reader.take(4).ok_or(field("reserved"))?;
@@ -353,6 +367,10 @@ fn decode_payload(kind: u32, payload: &[u8], length: u64) -> Result<LogRecord, &
         }
         KIND_SEGMENT => decode_segment(&mut reader, length)?,
         KIND_PARENT => LogRecord::Parent(decode_version(&mut reader)?),
+        KIND_LENGTH => {
+            let longer = |found: &u64| (length..=LENGTH_MAX).contains(found);
+            LogRecord::Length(reader.u64().filter(longer).ok_or("length")?)
+        }
         _ => return Err("kind"),
     };
     if reader.0.is_empty() { Ok(record) } else { Err("payload length") }
@@ -448,7 +466,7 @@ pub const LIVE_GROUP_LEN: usize = 32;
 pub fn live_header() -> [u8; LIVE_HEADER_LEN] {
     let mut header = [0; LIVE_HEADER_LEN];
     header[..8].copy_from_slice(LIVE_MAGIC);
-    header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+    header[8..12].copy_from_slice(&LIVE_FORMAT.to_le_bytes());
     header
 }
 
@@ -515,6 +533,14 @@ mod tests {
         ]
     }
 
+    /// A disk that grew: what lies behind its first end is told of after that.
+    fn grown() -> Vec<LogRecord> {
+        let mut records = example();
+        records.insert(2, LogRecord::Length((128 << 20) + 7));
+        records.push(LogRecord::Ranges(vec![range(32767, 2, Place::First, true)]));
+        records
+    }
+
     fn encode(records: &[LogRecord]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut encoder = LogEncoder::begin(3, &mut bytes);
@@ -524,11 +550,19 @@ mod tests {
 
     #[test]
     fn the_layout_is_that_of_the_golden_file() {
-        let bytes = encode(&example());
-        let golden = include_bytes!("../golden/mirror-log-1.bin");
+        let bytes = encode(&grown());
+        let golden = include_bytes!("../golden/mirror-log-2.bin");
         assert!(bytes == golden, "the bytes on disk are a promise");
         let log = decode_log(golden).unwrap();
-        assert_eq!((log.epoch, log.end), (3, golden.len()));
+        assert_eq!((log.epoch, log.end, log.length), (3, golden.len(), (128 << 20) + 7));
+        assert_eq!(log.records, grown());
+    }
+
+    #[test]
+    fn a_log_of_the_format_before_is_read() {
+        let golden = include_bytes!("../golden/mirror-log-1.bin");
+        let log = decode_log(golden).unwrap();
+        assert_eq!((log.epoch, log.end, log.length), (3, golden.len(), (64 << 20) + 5));
         assert_eq!(log.records, example());
     }
 
@@ -568,11 +602,14 @@ mod tests {
         let bad = LogRecord::Ranges(vec![range(16384, 2, Place::Zero, true)]);
         let error = decode_log(&encode(&[first.clone(), bad])).unwrap_err();
         assert!(matches!(error, MirrorLogError::Field { field: "block count", .. }), "{error}");
-        assert!(decode_log(&encode(&[first.clone(), first])).is_err());
+        assert!(decode_log(&encode(&[first.clone(), first.clone()])).is_err());
         assert!(decode_log(&encode(&example()[1..])).is_err());
+        let shorter = LogRecord::Length(64 << 20);
+        let error = decode_log(&encode(&[first, shorter])).unwrap_err();
+        assert!(matches!(error, MirrorLogError::Field { field: "length", .. }), "{error}");
         let mut newer = encode(&example());
-        newer[8] = 2;
-        assert_eq!(decode_log(&newer), Err(MirrorLogError::Format { found: 2 }));
+        newer[8] = 3;
+        assert_eq!(decode_log(&newer), Err(MirrorLogError::Format { found: 3 }));
         assert_eq!(decode_log(b"LARDMLO"), Err(MirrorLogError::NotALog));
     }
 

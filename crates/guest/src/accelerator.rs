@@ -39,6 +39,14 @@ impl Accelerator {
         }
     }
 
+    /// The model of its guests' processors.
+    pub fn cpu_model(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "host",
+            Accelerator::Tcg => "max",
+        }
+    }
+
     /// Reads QEMU's word for it.
     pub fn parse(word: &str) -> Option<Self> {
         [Accelerator::Kvm, Accelerator::Tcg].into_iter().find(|each| each.as_str() == word)

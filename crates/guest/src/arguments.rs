@@ -14,7 +14,14 @@ use model::{Error, Kind, Result};
 use serde_json::{Value, json};
 
 use crate::accelerator::Accelerator;
-use crate::config::{Console, Drive, GuestConfig, Network};
+use crate::config::{Console, Drive, Growth, GuestConfig, Network};
+
+// Where the devices of a machine that may grow are on its PCI Express bus. What is saved with them
+// there is found there again, so these never change.
+const RANDOM_SLOT: usize = 2;
+const AGENT_SLOT: usize = 3;
+const DRIVE_SLOT: usize = 4;
+const PORT_SLOT: u32 = 0x10;
 
 /// For how long a guest's requests wait for an NBD server that went away, in seconds.
 const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
@@ -26,6 +33,30 @@ pub struct InheritedSockets {
     pub qmp: RawFd,
     /// The console, where a program reads it.
     pub console: Option<RawFd>,
+    /// The agent's port, where the guest may grow.
+    pub agent: Option<RawFd>,
+    /// The socket on which those are listened to who speak with QEMU's own agent in the guest.
+    pub guest_agent: Option<RawFd>,
+}
+
+/// The name by which QEMU's own agent finds its port.
+const GUEST_AGENT_PORT: &str = "org.qemu.guest_agent.0";
+
+/// The name of the agent's port in the guest: `/dev/virtio-ports/` and this.
+pub const AGENT_PORT: &str = "larder.agent.0";
+
+/// The devices that a guest sees, as QEMU is told of them, in order; a balloon is left out.
+///
+/// # Errors
+/// As [`plan`].
+pub fn devices(config: &GuestConfig) -> Result<Vec<String>> {
+    let none = Some(0);
+    let sockets = InheritedSockets { qmp: 0, console: none, agent: none, guest_agent: None };
+    let config = GuestConfig { has_balloon: false, ..config.clone() };
+    let arguments = plan(&config, Accelerator::Tcg, sockets)?;
+    let value =
+        |pair: &[OsString]| (pair[0] == "-device").then(|| pair[1].to_string_lossy().into());
+    Ok(arguments.windows(2).filter_map(value).collect())
 }
 
 /// Plans QEMU's arguments for a guest.
@@ -45,24 +76,24 @@ pub fn plan(
     line.flag("-nodefaults");
     line.flag("-no-user-config");
     line.option("-display", "none");
-    line.option("-machine", "pc");
-    line.option("-m", format!("{}M", config.memory_mib));
-    line.option("-smp", config.cpus.to_string());
-    match accelerator {
-        Accelerator::Kvm => {
-            line.option("-accel", "kvm");
-            line.option("-cpu", "host");
-        }
-        Accelerator::Tcg => {
-            line.option("-accel", "tcg,thread=multi");
-            line.option("-cpu", "max");
-        }
-    }
+    line.machine(config)?;
+    line.option(
+        "-accel",
+        match accelerator {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "tcg,thread=multi",
+        },
+    );
+    line.option("-cpu", accelerator.cpu_model());
     // A guest that reboots starts over from its disk: in a throw-away guest that would hide a crash.
     line.flag("-no-reboot");
-    line.option("-device", "virtio-rng-pci");
+    line.option("-device", format!("virtio-rng-pci{}", line.place(config, RANDOM_SLOT)));
     for (index, drive) in config.drives.iter().enumerate() {
-        line.drive(index, drive)?;
+        let place = line.place(config, DRIVE_SLOT + index);
+        line.drive(index, drive, &place)?;
+    }
+    if let Some(growth) = &config.growth {
+        line.growth(growth, config.has_balloon, sockets.agent)?;
     }
     match config.network {
         Network::None => line.option("-nic", "none"),
@@ -71,9 +102,18 @@ pub fn plan(
             line.option("-device", "virtio-net-pci,netdev=network,romfile=");
         }
     }
+    if let Some(fd) = sockets.guest_agent {
+        line.option("-device", "virtio-serial-pci,id=guest-agent-ports");
+        line.option("-chardev", format!("socket,id=guest-agent,fd={fd},server=on,wait=off"));
+        let port = "virtserialport,bus=guest-agent-ports.0,chardev=guest-agent";
+        line.option("-device", format!("{port},name={GUEST_AGENT_PORT}"));
+    }
     line.option("-chardev", format!("socket,id=qmp,fd={}", sockets.qmp));
     line.option("-mon", "chardev=qmp,mode=control");
     line.console(&config.console, sockets.console)?;
+    if config.is_incoming {
+        line.option("-incoming", "defer");
+    }
     line.arguments.extend(config.extra_arguments.iter().cloned());
     Ok(line.arguments)
 }
@@ -94,41 +134,87 @@ impl Line {
         self.arguments.push(value.into());
     }
 
-    fn drive(&mut self, index: usize, drive: &Drive) -> Result<()> {
+    /// Machine, memory and processors.
+    fn machine(&mut self, config: &GuestConfig) -> Result<()> {
+        let family = if config.growth.is_some() { "q35" } else { "pc" };
+        let mut machine = config.machine_type.clone().unwrap_or_else(|| family.into());
+        let (mut memory, mut cpus) = (format!("{}M", config.memory_mib), config.cpus.to_string());
+        if let Some(growth) = &config.growth {
+            let Growth { memory_slots, memory_max_mib, cpus_max, .. } = growth;
+            memory = format!("{memory},slots={memory_slots},maxmem={memory_max_mib}M");
+            cpus = format!("{cpus},maxcpus={cpus_max}");
+        }
+        if let Some(file) = &config.memory_file {
+            machine.push_str(",memory-backend=memory");
+            let backend = json!({
+                "qom-type": "memory-backend-file",
+                "id": "memory",
+                "size": config.memory_mib << 20,
+                "mem-path": text(&file.path)?,
+                "share": file.is_shared,
+            });
+            self.option("-object", backend.to_string());
+        }
+        self.option("-machine", machine);
+        self.option("-m", memory);
+        self.option("-smp", cpus);
+        Ok(())
+    }
+
+    /// Where a device is, in a machine whose devices must be found in the same places again.
+    fn place(&self, config: &GuestConfig, slot: usize) -> String {
+        match config.growth {
+            Some(_) => format!(",bus=pcie.0,addr={slot:#x}"),
+            None => String::new(),
+        }
+    }
+
+    /// Empty ports, an agent's port, and what tells the guest that it is a copy.
+    fn growth(&mut self, growth: &Growth, balloon: bool, agent: Option<RawFd>) -> Result<()> {
+        for port in 0..growth.port_count {
+            let (slot, chassis) = (PORT_SLOT + port, port + 1);
+            self.option(
+                "-device",
+                format!(
+                    "pcie-root-port,id=port{port},bus=pcie.0,addr={slot:#x},chassis={chassis},\
+                     slot={chassis}"
+                ),
+            );
+        }
+        let agent = agent.ok_or_else(|| {
+            Error::new(Kind::Bug, "start", "the guest").because("no socket for its agent")
+        })?;
+        self.option(
+            "-device",
+            format!("virtio-serial-pci,id=ports,bus=pcie.0,addr={AGENT_SLOT:#x}"),
+        );
+        self.option("-chardev", format!("socket,id=agent,fd={agent}"));
+        self.option(
+            "-device",
+            format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"),
+        );
+        self.option("-device", "vmgenid,guid=auto,id=generation");
+        if balloon && growth.port_count > 0 {
+            let port = growth.port_count - 1;
+            self.option(
+                "-device",
+                format!(
+                    "virtio-balloon-pci,id=balloon,bus=port{port},free-page-reporting=on,\
+                     deflate-on-oom=on"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn drive(&mut self, index: usize, drive: &Drive, place: &str) -> Result<()> {
         let name = format!("drive{index}");
-        let node = match drive {
-            Drive::NbdUnix { socket, export, read_only } => json!({
-                "driver": "nbd",
-                "node-name": name,
-                "server": { "type": "unix", "path": text(socket)? },
-                "export": export,
-                "read-only": read_only,
-                "discard": "unmap",
-                "detect-zeroes": "off",
-                "reconnect-delay": RECONNECT_SECONDS,
-            }),
-            Drive::File { path, read_only } => json!({
-                "driver": "raw",
-                "node-name": name,
-                "read-only": read_only,
-                "discard": "unmap",
-                "detect-zeroes": "off",
-                "file": file_node("file", path, *read_only)?,
-            }),
-            Drive::BlockDevice { path, read_only } => json!({
-                "driver": "raw",
-                "node-name": name,
-                "read-only": read_only,
-                "discard": "unmap",
-                "detect-zeroes": "off",
-                "file": file_node("host_device", path, *read_only)?,
-            }),
-        };
+        let node = drive_node(&name, drive)?;
         self.option("-blockdev", node.to_string());
         self.option(
             "-device",
             format!(
-                "virtio-blk-pci,drive={name},bootindex={index},logical_block_size=512,\
+                "virtio-blk-pci{place},drive={name},bootindex={index},logical_block_size=512,\
                  physical_block_size=4096,discard=on,write-zeroes=on"
             ),
         );
@@ -141,7 +227,7 @@ impl Line {
                 self.option("-chardev", "stdio,id=console,mux=on,signal=off");
                 self.option("-mon", "chardev=console,mode=readline");
             }
-            Console::Scripted => {
+            Console::Scripted | Console::Stream => {
                 let fd = inherited.ok_or_else(|| {
                     Error::new(Kind::Bug, "start", "the guest").because("no socket for its console")
                 })?;
@@ -157,6 +243,38 @@ impl Line {
         self.option("-serial", "chardev:console");
         Ok(())
     }
+}
+
+/// The block node of a drive, under a name, in QEMU's words.
+pub(crate) fn drive_node(name: &str, drive: &Drive) -> Result<Value> {
+    Ok(match drive {
+        Drive::NbdUnix { socket, export, read_only } => json!({
+            "driver": "nbd",
+            "node-name": name,
+            "server": { "type": "unix", "path": text(socket)? },
+            "export": export,
+            "read-only": read_only,
+            "discard": "unmap",
+            "detect-zeroes": "off",
+            "reconnect-delay": RECONNECT_SECONDS,
+        }),
+        Drive::File { path, read_only } => json!({
+            "driver": "raw",
+            "node-name": name,
+            "read-only": read_only,
+            "discard": "unmap",
+            "detect-zeroes": "off",
+            "file": file_node("file", path, *read_only)?,
+        }),
+        Drive::BlockDevice { path, read_only } => json!({
+            "driver": "raw",
+            "node-name": name,
+            "read-only": read_only,
+            "discard": "unmap",
+            "detect-zeroes": "off",
+            "file": file_node("host_device", path, *read_only)?,
+        }),
+    })
 }
 
 /// The node under a raw one: `driver` is QEMU's word for where the bytes are.
@@ -183,7 +301,8 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
     use std::path::PathBuf;
 
-    const SOCKETS: InheritedSockets = InheritedSockets { qmp: 7, console: Some(8) };
+    const SOCKETS: InheritedSockets =
+        InheritedSockets { qmp: 7, console: Some(8), agent: Some(9), guest_agent: Some(10) };
 
     fn planned(config: &GuestConfig) -> Vec<String> {
         let arguments = plan(config, Accelerator::Tcg, SOCKETS).unwrap();
@@ -217,6 +336,15 @@ mod tests {
         let devices = values(&arguments, "-device");
         assert!(devices.iter().any(|device| device.contains("drive=drive0,bootindex=0")));
         assert!(devices.iter().any(|device| device.contains("drive=drive1,bootindex=1")));
+    }
+
+    #[test]
+    fn qemus_own_agent_gets_its_port() {
+        let arguments = planned(&GuestConfig::new(vec![], Console::None));
+        let listens = "socket,id=guest-agent,fd=10,server=on,wait=off";
+        assert!(values(&arguments, "-chardev").contains(&listens));
+        let devices = values(&arguments, "-device");
+        assert!(devices.iter().any(|device| device.ends_with("name=org.qemu.guest_agent.0")));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Guest {
     accelerator: Accelerator,
     qmp: Qmp,
     console: Option<ScriptedConsole>,
+    console_stream: Option<UnixStream>,
+    agent: Option<UnixStream>,
     fate: Arc<Fate>,
     keeper: Option<JoinHandle<()>>,
     outlives_parent: bool,
@@ -78,21 +80,36 @@ impl Guest {
         let failed = |source| Error::io("start", "the guest", source);
         let (qmp, qemus_qmp) = UnixStream::pair().map_err(failed)?;
         let (console, qemus_console) = match config.console {
-            Console::Scripted => {
+            Console::Scripted | Console::Stream => {
                 let (ours, qemus) = UnixStream::pair().map_err(failed)?;
                 (Some(ours), Some(qemus))
             }
             _ => (None, None),
         };
+        let (agent, qemus_agent) = match config.growth {
+            Some(_) => {
+                let (ours, qemus) = UnixStream::pair().map_err(failed)?;
+                (Some(ours), Some(qemus))
+            }
+            None => (None, None),
+        };
+        let listener = config.guest_agent.as_ref().map(|listener| listener.try_clone());
+        let listener = listener.transpose().map_err(failed)?;
         let sockets = InheritedSockets {
             qmp: qemus_qmp.as_raw_fd(),
             console: qemus_console.as_ref().map(AsRawFd::as_raw_fd),
+            agent: qemus_agent.as_ref().map(AsRawFd::as_raw_fd),
+            guest_agent: listener.as_ref().map(AsRawFd::as_raw_fd),
         };
         let mut command = Command::new(&config.program);
         command.args(arguments::plan(config, accelerator, sockets)?);
         give_streams(&mut command, config);
-        let inherited = [Some(qemus_qmp), qemus_console].into_iter().flatten();
-        prepare_child(&mut command, inherited.map(OwnedFd::from).collect(), config.outlives_parent);
+        let sockets = [Some(qemus_qmp), qemus_console, qemus_agent].into_iter().flatten();
+        let mut inherited: Vec<Arc<OwnedFd>> =
+            sockets.map(|s| Arc::new(OwnedFd::from(s))).collect();
+        inherited.extend(listener.map(|listener| Arc::new(OwnedFd::from(listener))));
+        inherited.extend(config.inherited.iter().cloned());
+        prepare_child(&mut command, inherited, config.outlives_parent);
         tracing::debug!(?command, "starting QEMU");
 
         let terminal = saved_terminal(config);
@@ -119,13 +136,18 @@ impl Guest {
             accelerator,
             qmp,
             console: None,
+            console_stream: None,
+            agent,
             fate,
             keeper,
             outlives_parent: config.outlives_parent,
             terminal,
         };
         // After this point a failure drops the guest, which ends it.
-        guest.console = console.map(ScriptedConsole::new).transpose()?;
+        match config.console {
+            Console::Stream => guest.console_stream = console,
+            _ => guest.console = console.map(ScriptedConsole::new).transpose()?,
+        }
         Ok(guest)
     }
 
@@ -153,6 +175,16 @@ impl Guest {
             Error::new(Kind::Invalid, "read", "the guest's console")
                 .because("it does not go to this program")
         })
+    }
+
+    /// The console's bytes, where the configuration asked for a stream; none the second time.
+    pub fn take_console_stream(&mut self) -> Option<UnixStream> {
+        self.console_stream.take()
+    }
+
+    /// The host's end of the agent's port, where the guest may grow; none the second time.
+    pub fn take_agent(&mut self) -> Option<UnixStream> {
+        self.agent.take()
     }
 
     /// Waits until QEMU has ended, or until the limit; none when it still runs.
@@ -261,7 +293,7 @@ fn give_streams(command: &mut Command, config: &GuestConfig) {
 
 /// Sets what happens in the child between fork and exec: it keeps the sockets, and it ends with its
 /// parent or, if it may outlive it, leaves the parent's session.
-fn prepare_child(command: &mut Command, inherited: Vec<OwnedFd>, outlives_parent: bool) {
+fn prepare_child(command: &mut Command, inherited: Vec<Arc<OwnedFd>>, outlives_parent: bool) {
     let parent = rustix::process::getpid();
     let in_child = move || {
         for socket in &inherited {

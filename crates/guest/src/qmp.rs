@@ -12,12 +12,15 @@
 //! **Source**: QEMU, docs/interop/qmp-spec.rst.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::{Error, Kind, Result};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 
 /// The longest line taken, in bytes.
@@ -71,7 +74,7 @@ impl Qmp {
             Channel { stream, pending: Vec::new(), events: VecDeque::new(), next_id: 1 };
         let deadline = Instant::now() + limit;
         while !matches!(channel.message("greet", deadline)?, Message::Greeting) {}
-        channel.execute("qmp_capabilities", None, deadline)?;
+        channel.execute("qmp_capabilities", None, None, deadline)?;
         Ok(Qmp { channel: Mutex::new(channel) })
     }
 
@@ -82,7 +85,18 @@ impl Qmp {
     /// for 30 s.
     pub fn execute(&self, command: &str, arguments: Option<Value>) -> Result<Value> {
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        channel.execute(command, arguments, Instant::now() + REPLY_MAX)
+        channel.execute(command, arguments, None, Instant::now() + REPLY_MAX)
+    }
+
+    /// Gives QEMU a descriptor under a name, by which later commands mean it.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn give_descriptor(&self, name: &str, descriptor: BorrowedFd<'_>) -> Result<()> {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let arguments = Some(json!({ "fdname": name }));
+        channel.execute("getfd", arguments, Some(descriptor), Instant::now() + REPLY_MAX)?;
+        Ok(())
     }
 
     /// Waits for an event by its name; one that came since the last wait for it counts. Commands of
@@ -157,6 +171,7 @@ impl Channel {
         &mut self,
         command: &str,
         arguments: Option<Value>,
+        descriptor: Option<BorrowedFd<'_>>,
         deadline: Instant,
     ) -> Result<Value> {
         let id = self.next_id;
@@ -165,8 +180,12 @@ impl Channel {
         if let Some(arguments) = arguments {
             request["arguments"] = arguments;
         }
-        self.stream
-            .write_all(format!("{request}\n").as_bytes())
+        let line = format!("{request}\n");
+        let sent = match descriptor {
+            Some(descriptor) => send_with(&self.stream, line.as_bytes(), descriptor),
+            None => Ok(0),
+        };
+        sent.and_then(|sent| self.stream.write_all(&line.as_bytes()[sent..]))
             .map_err(|source| gone(command).caused_by(source))?;
         loop {
             match self.message(command, deadline)? {
@@ -239,6 +258,17 @@ impl Channel {
             }
         }
     }
+}
+
+/// Sends the beginning of some bytes together with a descriptor. Returns how many those were.
+fn send_with(stream: &UnixStream, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    Ok(rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::empty())?)
 }
 
 fn gone(what: &str) -> Error {

@@ -3,7 +3,7 @@
 //! ```text
 //! attach ─► a set is known? ──► prefetch
 //!        └► own set of fewer than 3 boots, or one that fits no longer? ──► record
-//!                nothing new read for 10 s, or 5 minutes gone ──► the set goes to the repository
+//!          ready, nothing new read for 10 s, or 5 minutes gone ──► the set goes to the repository
 //! ```
 //!
 //! **Failure**: a set is a help, no promise: what goes wrong with one is logged and nothing else.
@@ -17,7 +17,9 @@ use model::boot_set::BOOT;
 use model::{BLOCK_LEN, Kind, Result, VersionId};
 use repository::{Repository, RepositoryChunks};
 
+use crate::owner::AttachRequest;
 use crate::report::Report;
+use crate::stock::StockedChunks;
 
 /// A boot is over when the guest has read nothing new for this long.
 const QUIET: Duration = Duration::from_secs(10);
@@ -36,8 +38,18 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Brings and records the working set of one mirror. Ends when dropped.
 pub(crate) struct BootWatch {
-    ended: Arc<(Mutex<bool>, Condvar)>,
+    signal: Arc<(Mutex<Signal>, Condvar)>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a watch is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Signal {
+    None,
+    /// The guest says that its boot is over.
+    Ready,
+    /// The mirror is let go.
+    Ended,
 }
 
 /// What is recorded, for whom.
@@ -61,21 +73,26 @@ impl BootWatch {
     pub(crate) fn start(
         repository: &Repository,
         chunks: &Arc<RepositoryChunks>,
+        stocked: &StockedChunks,
         state: &StateFolder,
         mirror: &Arc<Mirror>,
-        record: Option<&str>,
+        request: &AttachRequest,
     ) -> Result<Option<Self>> {
+        let record = request.record.as_deref();
         let version = match repository.catalog().version(&mirror.base().into()) {
             Ok(version) if version.facts.content == mirror.binding().content => version,
             Ok(_) => return Ok(None),
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let known = repository.boot_set(&version, BOOT)?;
-        let own = known.as_ref().filter(|set| set.record.content == version.facts.content);
-        let is_settled = own.is_some_and(|set| set.record.boots >= BOOTS_MERGED);
+        let known = repository.boot_set_record(&version, BOOT)?;
+        let own = known.as_ref().filter(|set| set.content == version.facts.content);
+        let is_settled = own.is_some_and(|set| set.boots >= BOOTS_MERGED);
         if let Some(known) = &known {
-            mirror.prefetch_boot_set(known.set.clone());
+            match stocked.boot_set(known) {
+                Ok(set) => mirror.prefetch_boot_set(Arc::new(set)),
+                Err(error) => tracing::warn!("no prefetch: {}", error.chain()),
+            }
         }
         // What is not kept as a set is told in the report all the same.
         mirror.start_recording();
@@ -89,19 +106,31 @@ impl BootWatch {
             is_asked_for: record.is_some(),
             is_wanted: record.is_some() || !is_settled,
         };
-        let ended = Arc::new((Mutex::new(false), Condvar::new()));
+        let signal = Arc::new((Mutex::new(Signal::None), Condvar::new()));
         let thread = std::thread::spawn({
-            let ended = ended.clone();
-            move || watched.watch(&ended)
+            let signal = signal.clone();
+            move || watched.watch(&signal)
         });
-        Ok(Some(BootWatch { ended, thread: Some(thread) }))
+        Ok(Some(BootWatch { signal, thread: Some(thread) }))
+    }
+
+    /// Ends the recording: the guest says that it is ready.
+    pub(crate) fn is_ready(&self) {
+        self.tell(Signal::Ready);
+    }
+
+    fn tell(&self, told: Signal) {
+        let mut signal = self.signal.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *signal != Signal::Ended {
+            *signal = told;
+        }
+        self.signal.1.notify_all();
     }
 }
 
 impl Drop for BootWatch {
     fn drop(&mut self) {
-        *self.ended.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.ended.1.notify_all();
+        self.tell(Signal::Ended);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -109,22 +138,23 @@ impl Drop for BootWatch {
 }
 
 impl Watched {
-    fn watch(&self, ended: &(Mutex<bool>, Condvar)) {
-        let mut is_ended = ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn watch(&self, (signal, changed): &(Mutex<Signal>, Condvar)) {
+        let mut told = signal.lock().unwrap_or_else(PoisonError::into_inner);
         // A mirror that nobody reads costs no writes.
         let mut reported = None;
         loop {
             let over = self.mirror.recording().is_some_and(is_over);
-            match (*is_ended, self.is_asked_for) {
+            match (*told, self.is_asked_for) {
+                (Signal::Ready, _) => break,
                 // A boot that was cut off is none.
-                (true, false) => {
+                (Signal::Ended, false) => {
                     self.report();
                     self.mirror.stop_recording();
                     return;
                 }
-                (true, true) => break,
-                (false, false) if over => break,
-                (false, _) => {}
+                (Signal::Ended, true) => break,
+                (Signal::None, false) if over => break,
+                (Signal::None, _) => {}
             }
             let blocks = self.mirror.recording().map(|recording| recording.block_count);
             let now = Some((blocks, self.chunks.read_len()));
@@ -132,13 +162,12 @@ impl Watched {
                 reported = now;
                 self.report();
             }
-            is_ended = ended
-                .1
-                .wait_timeout_while(is_ended, LOOK, |ended| !*ended)
+            told = changed
+                .wait_timeout_while(told, LOOK, |told| *told == Signal::None)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        drop(is_ended);
+        drop(told);
         self.store();
     }
 

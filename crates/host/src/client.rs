@@ -34,8 +34,12 @@ pub fn attach(
     };
     let repository = std::path::absolute(repository)
         .map_err(|error| Error::io("attach", request.mirror.as_str(), error))?;
-    let order =
-        AttachOrder { reference: reference.to_string(), repository, record: Record::new(request)? };
+    let order = AttachOrder {
+        reference: reference.to_string(),
+        repository,
+        record: Record::new(request)?,
+        length_bytes: request.length,
+    };
     match ask(&daemon_socket(state), &Request::Attach(Box::new(order)))? {
         Some(Response::Attached(ready)) => Ok(Some(*ready)),
         None => Ok(None),

@@ -1,18 +1,27 @@
 //! A mirror's changes become a version.
 //!
 //! ```text
-//! seal (guest waits: pause_ms) ─► repository.commit ─► finish: dirty bits restart
+//! (the guest stands still) seal (guest waits: pause_ms) ─► repository.commit ─► finish: dirty bits restart
 //!                                        └─ failed ──► all stays dirty
 //! ```
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use env::{Clock, SystemClock};
-use mirror::Mirror;
+use guest::GuestAgent;
+use mirror::{Mirror, Sealed};
 use model::progress::Progress;
 use model::{Error, ImageName, Kind, Result, TagName, VersionId};
+use repository::background::in_background;
 use repository::{CommitRequest, Repository};
 use serde::{Deserialize, Serialize};
+
+use crate::quiesce::{self, Stillness};
+
+/// Commits of fewer changed bytes do not step back behind guests: they take less of a processor than a
+/// guest notices, and would wait long where all are busy.
+const STEP_BACK_LEN_MIN: u64 = 4 << 20;
 
 /// What is wanted of a commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +31,12 @@ pub struct CommitOptions {
     pub to: Option<String>,
     /// A tag for the new version.
     pub tag: Option<String>,
+    /// Have the guest's file systems stand still while the changes are sealed.
+    #[serde(default)]
+    pub quiesce: bool,
+    /// Where the guest's agent is spoken with; without it, where `larder run` puts that.
+    #[serde(default)]
+    pub agent_socket: Option<PathBuf>,
 }
 
 /// What came of it: the keys that programs read.
@@ -43,6 +58,12 @@ pub struct Outcome {
     pub stored_bytes: u64,
     /// How long the doors were held, in milliseconds.
     pub pause_ms: f64,
+    /// How many of the guest's file systems stood still, where that was asked for.
+    #[serde(default)]
+    pub frozen_file_systems: Option<u64>,
+    /// How long they did, in milliseconds.
+    #[serde(default)]
+    pub frozen_ms: Option<f64>,
     /// How long all of it took.
     pub seconds: f64,
     /// The image's latest version before this one, where that was not the parent: what it holds is
@@ -55,27 +76,41 @@ pub struct Outcome {
 pub struct Committer {
     repository: Repository,
     mirror: Arc<Mirror>,
+    /// Where the agent of a guest that `larder run` runs is spoken with.
+    agent_socket: PathBuf,
+    steps_back: bool,
     is_open: Mutex<bool>,
 }
 
 impl Committer {
-    /// A committer of a mirror that this process owns.
+    /// A committer of a mirror that this process owns. Its long commits step back behind guests.
     pub fn new(repository: Repository, mirror: Arc<Mirror>) -> Self {
-        Committer { repository, mirror, is_open: Mutex::new(true) }
+        let agent_socket = quiesce::socket_in(mirror.folder());
+        Committer { repository, mirror, agent_socket, steps_back: true, is_open: Mutex::new(true) }
+    }
+
+    /// The same for a mirror that no guest uses.
+    #[must_use]
+    pub fn at_full_speed(self) -> Self {
+        Committer { steps_back: false, ..self }
     }
 
     /// Makes the changes of the mirror the next version of its image. Durable when it returns.
     ///
     /// # Errors
-    /// Those of the repository; then the mirror keeps all its changes.
+    /// Those of the repository; then the mirror keeps all its changes. Those of the guest's agent where
+    /// the guest is to stand still; then nothing has happened.
     pub fn commit(&self, options: &CommitOptions, progress: &dyn Progress) -> Result<Outcome> {
         let _turn = self.take_turn("commit")?;
         let tag = options.tag.as_deref().map(TagName::new).transpose()?;
         let to = options.to.as_deref().map(ImageName::new).transpose()?;
+        let socket = options.agent_socket.as_deref().unwrap_or(&self.agent_socket);
+        // First of all: a guest that has no agent has no say in what happens otherwise.
+        let agent = options.quiesce.then(|| quiesce::greet(socket)).transpose()?;
         if let Some(image) = to {
             self.rebind(&image)?;
         }
-        self.seal_and_publish(tag, progress)
+        self.seal_and_publish(tag, agent, progress)
     }
 
     /// Binds the mirror, changes and all, to a new image that is a clone of its parent.
@@ -121,9 +156,24 @@ impl Committer {
         }
     }
 
-    fn seal_and_publish(&self, tag: Option<TagName>, progress: &dyn Progress) -> Result<Outcome> {
+    fn seal(&self, agent: Option<GuestAgent>) -> Result<(Sealed, Option<Stillness>)> {
+        match agent {
+            None => Ok((self.mirror.seal()?, None)),
+            Some(agent) => {
+                let (sealed, stillness) = quiesce::seal(&self.mirror, agent)?;
+                Ok((sealed, Some(stillness)))
+            }
+        }
+    }
+
+    fn seal_and_publish(
+        &self,
+        tag: Option<TagName>,
+        agent: Option<GuestAgent>,
+        progress: &dyn Progress,
+    ) -> Result<Outcome> {
         let start = SystemClock.monotonic();
-        let sealed = self.mirror.seal()?;
+        let (sealed, stillness) = self.seal(agent)?;
         let (parent, pause) = (sealed.parent().clone(), sealed.pause());
         let request = CommitRequest {
             parent: parent.clone(),
@@ -132,9 +182,13 @@ impl Committer {
             origin: format!("commit {}", self.mirror.name()),
             progress,
         };
+        let publish = || self.repository.commit(&sealed, &request);
+        let committed = match self.steps_back && sealed.dirty_bytes() >= STEP_BACK_LEN_MIN {
+            true => in_background(publish),
+            false => publish(),
+        };
         // Dropped on the way out, the sealed changes are dirty again.
-        let committed =
-            self.repository.commit(&sealed, &request).map_err(|e| self.explain(e, &parent))?;
+        let committed = committed.map_err(|error| self.explain(error, &parent))?;
         let version = &committed.version;
         self.mirror.finish_commit(sealed, version.id.clone()).map_err(|error| {
             Error::new(error.kind(), "finish the commit of", self.mirror.name().as_str())
@@ -151,6 +205,8 @@ impl Committer {
             new_bytes: committed.new_len,
             stored_bytes: committed.stored_len,
             pause_ms: pause.as_secs_f64() * 1000.0,
+            frozen_file_systems: stillness.map(|stillness| stillness.file_system_count),
+            frozen_ms: stillness.map(|stillness| stillness.time.as_secs_f64() * 1000.0),
             seconds: (SystemClock.monotonic() - start).as_secs_f64(),
             bypassed: committed.bypassed.map(|version| version.to_string()),
         })

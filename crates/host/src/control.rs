@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::commit::{CommitOptions, Outcome};
-use crate::mirrors::MirrorStatus;
+use crate::mirrors::{MirrorStatus, Resized};
 use crate::owner::Ready;
 use crate::records::Record;
 
@@ -46,7 +46,7 @@ const LISTEN_BACKLOG: i32 = 128;
 /// How long accepting rests after a failure, for example without file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(200);
 
-/// What can be asked. The first four are for a mirror's owner, the others for a host's daemon, which
+/// What can be asked. The first five are for a mirror's owner, the others for a host's daemon, which
 /// answers `Status` too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -55,15 +55,27 @@ pub enum Request {
     Status,
     /// Make its changes a version.
     Commit(CommitOptions),
+    /// The guest is ready: its boot is over, and what it has read is its boot working set.
+    Ready,
     /// Stop serving it; throw it away if asked to.
     Detach {
         /// True to throw the mirror and its changes away.
         discard: bool,
     },
+    /// Make its disk longer.
+    Resize {
+        /// Bytes that it is to have.
+        length_bytes: u64,
+    },
     /// Answer when the mirror is served no more.
     Wait,
     /// Make or open a mirror and serve it.
     Attach(Box<AttachOrder>),
+    /// Evict from bases that only the asked process can evict from.
+    MakeRoom {
+        /// How many bytes are wanted.
+        bytes: u64,
+    },
     /// What is asked of the owner of one mirror.
     Mirror {
         /// The mirror.
@@ -83,6 +95,9 @@ pub struct AttachOrder {
     pub repository: PathBuf,
     /// The mirror, its doors and policy.
     pub record: Record,
+    /// Bytes that the disk is to have: it grows to that.
+    #[serde(default)]
+    pub length_bytes: Option<u64>,
 }
 
 /// What the owner answers.
@@ -93,6 +108,10 @@ pub enum Response {
     Status(Box<MirrorStatus>),
     /// The version that was made.
     Committed(Box<Outcome>),
+    /// Noted that the guest is ready.
+    Ready,
+    /// The disk is longer now.
+    Resized(Box<Resized>),
     /// It has stopped serving; the connection ends.
     Detaching,
     /// It has stopped serving, for now: its daemon ends, and the next one serves it again.
@@ -101,6 +120,11 @@ pub enum Response {
     Attached(Box<Ready>),
     /// How the daemon is.
     Host(Box<HostStatus>),
+    /// Bytes that were given back.
+    Room {
+        /// How many.
+        freed_bytes: u64,
+    },
     /// It did not work.
     Failed {
         /// The error, on one line.
@@ -185,8 +209,8 @@ fn is_nobody(error: &io::Error) -> bool {
 
 /// A path by which a socket is reached, however long its own is: the system takes some 100 bytes, a
 /// state folder and the name of a mirror may have more. Holds while this value lives.
-struct NearPath {
-    path: PathBuf,
+pub(crate) struct NearPath {
+    pub(crate) path: PathBuf,
     _folder: Option<File>,
 }
 
@@ -194,7 +218,7 @@ impl NearPath {
     /// What `sockaddr_un` holds, without the byte that ends it.
     const LEN_MAX: usize = 107;
 
-    fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -315,6 +339,11 @@ enum Who {
     Umask,
     /// The user of this process.
     OwnUser,
+}
+
+/// A socket at a path, however long that is, for the user of this process alone.
+pub(crate) fn listen_private(path: &Path) -> io::Result<UnixListener> {
+    bind(&NearPath::of(path)?.path, Who::OwnUser)
 }
 
 fn bind(path: &Path, who: Who) -> io::Result<UnixListener> {

@@ -10,7 +10,7 @@ use env::{Clock, SystemClock};
 use model::boot_set::BootPiece;
 use model::device::{Device, Extent};
 use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
-use store::{Chunk, ChunkStore};
+use store::{Chunk, ChunkStore, StoredChunk};
 
 /// Kinds of requests to a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,13 +184,13 @@ impl Fetches {
         self.errors.load(Ordering::Relaxed)
     }
 
-    fn count(&self, time: Duration, outcome: &Result<Chunk>) {
+    fn count<T>(&self, time: Duration, outcome: &Result<T>, len: impl Fn(&T) -> usize) {
         let seconds = time.as_secs_f64();
         let bucket = FETCH_SECONDS_BOUNDS.partition_point(|bound| *bound < seconds);
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         self.micros.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
         match outcome {
-            Ok(chunk) => self.bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed),
+            Ok(chunk) => self.bytes.fetch_add(len(chunk) as u64, Ordering::Relaxed),
             Err(_) => self.errors.fetch_add(1, Ordering::Relaxed),
         };
     }
@@ -224,7 +224,16 @@ impl ChunkStore for CountedChunks {
     fn chunk(&self, digest: ChunkDigest) -> Result<Chunk> {
         let start = SystemClock.monotonic();
         let outcome = self.store.chunk(digest);
-        self.fetches.count(SystemClock.monotonic() - start, &outcome);
+        let len = |chunk: &Chunk| chunk.bytes().len();
+        self.fetches.count(SystemClock.monotonic() - start, &outcome, len);
+        outcome
+    }
+
+    fn chunk_as_stored(&self, digest: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
+        let start = SystemClock.monotonic();
+        let outcome = self.store.chunk_as_stored(digest);
+        let len = |(chunk, _): &(Chunk, Option<StoredChunk>)| chunk.bytes().len();
+        self.fetches.count(SystemClock.monotonic() - start, &outcome, len);
         outcome
     }
 
@@ -259,7 +268,7 @@ mod tests {
         let fetches = Fetches::default();
         let failed = || Err(model::Error::new(model::Kind::Unavailable, "", ""));
         for millis in [0, 1, 3, 60_000] {
-            fetches.count(Duration::from_millis(millis), &failed());
+            fetches.count(Duration::from_millis(millis), &failed(), |()| 0);
         }
         let buckets: Vec<u64> = fetches.buckets().collect();
         assert_eq!(buckets, [1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);

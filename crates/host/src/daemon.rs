@@ -21,6 +21,7 @@
 //! **Not here**: what serving a mirror is (`owner`), the file (`records`), the protocol (`control`).
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,7 @@ use mirror::{Mirror, StateFolder};
 use model::{Error, Kind, MirrorName, Result};
 use repository::Repository;
 
+use crate::clients::Client;
 use crate::control::{
     AttachOrder, ControlServer, DAEMON_CONNECTION_COUNT_MAX, Handler, HostStatus, Request, Response,
 };
@@ -37,6 +39,7 @@ use crate::counts::Fetches;
 use crate::metrics::{self, HostNumbers, MirrorNumbers};
 use crate::owner::{Asked, AttachRequest, Owner, OwnerHandle, Ready};
 use crate::records::{self, Record};
+use crate::stock::{Shelf, StockKeeper};
 
 /// The first pause before a mirror that could not be taken up is tried again; each further one is
 /// twice as long.
@@ -56,6 +59,8 @@ pub struct DaemonOptions {
     pub state: StateFolder,
     /// The repository's folder, absolute.
     pub repository: PathBuf,
+    /// Bytes that the stock of boot working sets may take; without it none is kept.
+    pub stock_len_max: Option<u64>,
     /// Opens it.
     pub open_repository: Box<dyn Fn() -> Result<Repository> + Send + Sync>,
 }
@@ -64,6 +69,7 @@ pub struct DaemonOptions {
 pub struct Daemon {
     shared: Arc<Shared>,
     control: Option<ControlServer>,
+    keeper: Option<StockKeeper>,
     _lock: Arc<dyn File>,
 }
 
@@ -71,6 +77,7 @@ struct Shared {
     options: DaemonOptions,
     repository: Mutex<Option<Repository>>,
     fetches: Arc<Fetches>,
+    shelf: Shelf,
     served: Mutex<Served>,
     changed: Condvar,
     /// Which change of `served` the file holds.
@@ -141,6 +148,7 @@ impl Daemon {
             options,
             repository: Mutex::default(),
             fetches: Arc::default(),
+            shelf: Shelf::default(),
             served: Mutex::default(),
             changed: Condvar::new(),
             saved: Mutex::default(),
@@ -159,7 +167,11 @@ impl Daemon {
         let untried = |served: &mut Served| served.untried_count > 0;
         let tried = shared.changed.wait_timeout_while(served, FIRST_TRY_LIMIT, untried);
         drop(tried.unwrap_or_else(PoisonError::into_inner));
-        Ok(Daemon { shared, control: Some(control), _lock: lock })
+        let keeper = shared.options.stock_len_max.map(|limit_len| {
+            let open = shared.clone();
+            StockKeeper::start(&shared.options.state, limit_len, move || open.repository())
+        });
+        Ok(Daemon { shared, control: Some(control), keeper, _lock: lock })
     }
 
     /// How it is.
@@ -176,6 +188,7 @@ impl Daemon {
     /// Stops serving, without detaching: the next daemon of the state folder serves the same mirrors
     /// at the same doors. Guests that reconnect stall until then.
     pub fn stop(mut self) {
+        drop(self.keeper.take());
         let answers = self.control.take().map(|control| control.answers());
         let mut served = self.shared.lock();
         served.is_stopping = true;
@@ -224,13 +237,17 @@ impl Shared {
             self.lock().mirrors.values().filter_map(|entry| entry.owner.clone()).collect();
         let status = self.status();
         let mut mirrors = Vec::new();
+        let mut overlay_bytes = 0;
         for owner in owners {
+            overlay_bytes += owner.mirror().statistics().overlay_file_bytes;
             mirrors.push(MirrorNumbers { status: owner.status(), counts: owner.counts() });
         }
         metrics::text(HostNumbers {
             served_count: status.served_count,
             waiting_count: status.waiting_count,
-            base_bytes: self.options.state.base_bytes().unwrap_or_default(),
+            bases: self.options.state.base_numbers().unwrap_or_default(),
+            chunks: self.options.state.chunk_cache().map(|c| c.numbers()).unwrap_or_default(),
+            overlay_bytes,
             outages: self.options.state.reachability().outages(),
             fetches: self.fetches.clone(),
             mirrors,
@@ -340,19 +357,21 @@ impl Shared {
 
     fn start_owner(&self, request: &AttachRequest) -> Result<Owner> {
         let repository = self.repository()?;
-        Owner::start_counted(repository, self.options.state.clone(), request, self.fetches.clone())
+        let (state, fetches) = (self.options.state.clone(), self.fetches.clone());
+        Owner::start_counted(repository, state, request, fetches, &self.shelf)
     }
 
     /// Serves a mirror until somebody asks its owner to stop.
     fn serve(&self, owner: Owner, id: u64) {
         let name = owner.mirror().name().clone();
-        let is_wanted = {
+        let (record, is_stopping) = {
             let served = self.lock();
-            served.record(id).is_some() && !served.is_stopping
+            (served.record(id), served.is_stopping)
         };
         let mut asked = Asked::Release;
-        if is_wanted {
+        if let Some(record) = record.filter(|_| !is_stopping) {
             tracing::info!(mirror = %name, "serving");
+            let _watch = record.client.map(|client| watch(client, owner.handle()));
             asked = owner.wait();
         }
         if asked != Asked::Release {
@@ -377,6 +396,7 @@ impl Shared {
         let name = order.record.name()?;
         self.check_repository(&order.repository)?;
         let mut request = order.record.request(Some(order.reference.parse()?))?;
+        request.length = order.length_bytes;
         let crate::DoorOptions { vhost_user, nbd, fuse, .. } = &request.doors;
         if vhost_user.is_none() && nbd.is_none() && fuse.is_none() {
             return Err(
@@ -461,6 +481,27 @@ impl Shared {
     }
 }
 
+/// Ends the serving when its client ends, for as long as the returned end of a pipe is kept.
+fn watch(client: Client, owner: OwnerHandle) -> Option<io::PipeWriter> {
+    let name = owner.mirror().name().to_string();
+    let (until, keep) = io::pipe().inspect_err(|error| not_watched(&name, error)).ok()?;
+    let thread = std::thread::Builder::new().name("client".into());
+    let watching = thread.spawn(move || match client.outlived(until) {
+        Ok(true) => {
+            let process = client.process;
+            tracing::info!(mirror = %owner.mirror().name(), process, "its client has ended");
+            owner.ask_to_stop(Asked::Detach { discard: client.discard });
+        }
+        Ok(false) => {}
+        Err(error) => not_watched(owner.mirror().name().as_str(), &error),
+    });
+    watching.map(|_| keep).inspect_err(|error| not_watched(&name, error)).ok()
+}
+
+fn not_watched(mirror: &str, error: &io::Error) {
+    tracing::warn!(mirror, %error, "served until it is detached: its client cannot be watched");
+}
+
 impl Served {
     fn insert(&mut self, record: Record, owner: Option<OwnerHandle>) -> u64 {
         let id = self.next_id;
@@ -488,11 +529,16 @@ impl Handler for Shared {
                 self.attach(*order).map(|ready| Response::Attached(Box::new(ready)))
             }
             Request::Mirror { name, request } => self.ask_mirror(&name, *request),
-            Request::Commit(_) | Request::Detach { .. } | Request::Wait => {
-                Err(Error::new(Kind::Invalid, "ask", "the host's daemon")
-                    .because("which mirror is meant?")
-                    .hint("{\"mirror\":{\"name\":NAME,\"request\":REQUEST}}"))
+            Request::MakeRoom { bytes } => {
+                Ok(Response::Room { freed_bytes: self.options.state.make_room(bytes)? })
             }
+            Request::Commit(_)
+            | Request::Ready
+            | Request::Detach { .. }
+            | Request::Resize { .. }
+            | Request::Wait => Err(Error::new(Kind::Invalid, "ask", "the host's daemon")
+                .because("which mirror is meant?")
+                .hint("{\"mirror\":{\"name\":NAME,\"request\":REQUEST}}")),
         }
     }
 }

@@ -37,6 +37,15 @@ pub struct Door {
     pub writable: bool,
 }
 
+/// When whoever uses a door learns of a new length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sight {
+    /// `vhost-user`, `nbd` or `fuse`.
+    pub door: String,
+    /// True where it sees it now; otherwise it does when it connects again.
+    pub sees_it: bool,
+}
+
 /// The doors of one mirror. They close when dropped.
 pub struct Doors {
     vhost_user: Option<VhostUserServer>,
@@ -108,6 +117,22 @@ impl Doors {
     /// How the same doors are opened again: with the port that was found.
     pub fn options(&self) -> &DoorOptions {
         &self.options
+    }
+
+    /// Tells those who use the doors that the disk has become longer, as far as a door can: a
+    /// vhost-user front end that listens is told, who looks at a FUSE file sees it within a second,
+    /// NBD has no word for it.
+    pub fn announce_length(&self) -> Vec<Sight> {
+        let sight = |door: &Door| {
+            let sees_it = match door.door.as_str() {
+                "vhost-user" => {
+                    self.vhost_user.as_ref().is_some_and(VhostUserServer::announce_length)
+                }
+                door => door == "fuse",
+            };
+            Sight { door: door.door.clone(), sees_it }
+        };
+        self.list.iter().map(sight).collect()
     }
 
     /// Closes all doors; no request is under way when it returns. `give_up` is called once clients

@@ -5,12 +5,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use mirror::Outages;
+use mirror::{BaseNumbers, Outages};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
+use store::ChunkCacheNumbers;
 
 use crate::counts::{Counts, FETCH_SECONDS_BOUNDS, Fetches, Operation, RequestCounts};
 use crate::mirrors::MirrorStatus;
@@ -25,8 +26,12 @@ pub struct HostNumbers {
     pub served_count: usize,
     /// Mirrors that will be served as soon as they can.
     pub waiting_count: usize,
-    /// Bytes of disk that all bases take.
-    pub base_bytes: u64,
+    /// The bases: what they take, what was evicted.
+    pub bases: BaseNumbers,
+    /// The chunk cache, where there is one.
+    pub chunks: ChunkCacheNumbers,
+    /// Bytes of disk that overlays take, of mirrors that are served. Not a cache: nothing evicts them.
+    pub overlay_bytes: u64,
     /// Outages of the repository.
     pub outages: Outages,
     /// Fetches of all mirrors.
@@ -69,7 +74,9 @@ impl HostNumbers {
         let mirrors = states.map(|(state, count)| ([("state", state)], count as u64));
         gauges(encoder, "mirrors", "Mirrors of this host", None, mirrors)?;
         let bytes = Some(Unit::Bytes);
-        gauge(encoder, "bases", "Disk that local copies of versions take", bytes, self.base_bytes)?;
+        let help = "Disk that local copies of versions take";
+        gauge(encoder, "bases", help, bytes.clone(), self.bases.bytes)?;
+        self.encode_caches(encoder)?;
         let memory = resident_bytes();
         gauge(encoder, "resident_memory", "Memory of the daemon", Some(Unit::Bytes), memory)?;
         let outages = &self.outages;
@@ -82,6 +89,34 @@ impl HostNumbers {
         counter(encoder, "repository_outages", help, None, outages.count as f64)?;
         let (help, unit) = ("Time without the repository", Some(Unit::Seconds));
         counter(encoder, "repository_lost", help, unit, outages.lost.as_secs_f64())
+    }
+
+    fn encode_caches(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let bytes = Some(Unit::Bytes);
+        let limit = self.bases.limit_bytes.unwrap_or(u64::MAX);
+        let help = "Disk that local copies of versions may take";
+        gauge(encoder, "bases_limit", help, bytes.clone(), limit)?;
+        let help = "Disk that local copies have given back to stay within their limit";
+        counter(encoder, "bases_evicted", help, bytes.clone(), self.bases.evicted_bytes as f64)?;
+        let help = "Segments of 64 MiB that were evicted one by one";
+        counter(encoder, "evicted_segments", help, None, self.bases.evicted_segments as f64)?;
+        let help = "Local copies that were evicted whole";
+        counter(encoder, "evicted_bases", help, None, self.bases.evicted_bases as f64)?;
+        let help = "Fetches that were not kept because there was no room";
+        counter(encoder, "unkept_fetches", help, None, self.bases.refused as f64)?;
+        let help = "Disk that changes of guests take; no cache";
+        gauge(encoder, "overlays", help, bytes.clone(), self.overlay_bytes)?;
+        let chunks = &self.chunks;
+        let help = "Disk that compressed chunks take";
+        gauge(encoder, "chunk_cache", help, bytes.clone(), chunks.bytes)?;
+        let help = "Disk that compressed chunks may take";
+        gauge(encoder, "chunk_cache_limit", help, bytes.clone(), chunks.limit_bytes)?;
+        let help = "Compressed chunks that were given up to stay within the limit";
+        counter(encoder, "chunk_cache_evicted", help, bytes, chunks.evicted_bytes as f64)?;
+        let help = "Chunks that were found compressed on this host";
+        counter(encoder, "chunk_cache_hits", help, None, chunks.hits as f64)?;
+        let help = "Chunks that were looked for there in vain";
+        counter(encoder, "chunk_cache_misses", help, None, chunks.misses as f64)
     }
 
     fn encode_fetches(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -216,7 +251,9 @@ mod tests {
         let numbers = HostNumbers {
             served_count: 1,
             waiting_count: 2,
-            base_bytes: 3,
+            bases: BaseNumbers { bytes: 3, limit_bytes: Some(4), ..BaseNumbers::default() },
+            chunks: ChunkCacheNumbers::default(),
+            overlay_bytes: 5,
             outages: Outages::default(),
             fetches: Arc::default(),
             mirrors: vec![MirrorNumbers { status, counts: Arc::default() }],
@@ -225,6 +262,9 @@ mod tests {
         for line in [
             "larder_mirrors{state=\"waiting\"} 2",
             "larder_bases_bytes 3",
+            "larder_bases_limit_bytes 4",
+            "larder_overlays_bytes 5",
+            "larder_chunk_cache_hits_total 0.0",
             "larder_repository_reachable 1",
             "larder_requests_total{mirror=\"web\",operation=\"write_zeroes\"} 0.0",
             "larder_request_bytes_total{mirror=\"web\",operation=\"read\"} 0.0",

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::client;
 use crate::commit::{CommitOptions, Committer, Outcome};
 use crate::control::{Request, Response, ask};
-use crate::doors::Door;
+use crate::doors::{Door, Sight};
 use crate::holds;
 
 /// How a mirror is.
@@ -35,6 +35,19 @@ pub struct MirrorStatus {
     pub served_by: Option<u32>,
     /// Its doors.
     pub exports: Vec<Door>,
+}
+
+/// A mirror whose disk has become longer: the keys that programs read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resized {
+    /// Its name.
+    pub mirror: String,
+    /// Bytes that its disk has now.
+    pub length_bytes: u64,
+    /// Bytes that it had before.
+    pub before_bytes: u64,
+    /// Who sees it, where it is served.
+    pub doors: Vec<Sight>,
 }
 
 /// Where the owner of a mirror listens.
@@ -96,7 +109,7 @@ fn status(state: &StateFolder, name: &MirrorName) -> Result<MirrorStatus> {
     Ok(MirrorStatus {
         name: name.to_string(),
         base: summary.binding.parent.to_string(),
-        length_bytes: summary.binding.length,
+        length_bytes: summary.length,
         dirty_bytes: summary.dirty_bytes,
         fetched_bytes: 0,
         fetched_plain_bytes: 0,
@@ -120,12 +133,44 @@ pub fn commit(
         Some(_) => return Err(Error::new(Kind::Bug, "commit", name.as_str())),
         None => {}
     }
+    if options.quiesce {
+        return Err(Error::new(Kind::Refused, "commit", name.as_str())
+            .because("nobody serves it, so no guest uses it that could stand still")
+            .hint("commit without `--quiesce`"));
+    }
     let repository = open_repository()?;
     check_repository(state, name, &repository)?;
     let mirror = Mirror::reopen(state, name, |_| Ok(repository.chunks()))?;
-    let outcome = Committer::new(repository, mirror.clone()).commit(options, progress)?;
+    let committer = Committer::new(repository, mirror.clone()).at_full_speed();
+    let outcome = committer.commit(options, progress)?;
     mirror.close()?;
     Ok(outcome)
+}
+
+/// Makes the disk of a mirror longer: through its owner where one serves it, here where nobody does.
+/// Durable when it returns.
+///
+/// # Errors
+/// `NotFound` where there is no such mirror; those of [`Mirror::grow`].
+pub fn resize(
+    state: &StateFolder,
+    name: &MirrorName,
+    length: u64,
+    open_repository: impl FnOnce() -> Result<Repository>,
+) -> Result<Resized> {
+    check_exists(state, name, "resize")?;
+    match ask(&control_socket(state, name), &Request::Resize { length_bytes: length })? {
+        Some(Response::Resized(resized)) => return Ok(*resized),
+        Some(_) => return Err(Error::new(Kind::Bug, "resize", name.as_str())),
+        None => {}
+    }
+    let repository = open_repository()?;
+    check_repository(state, name, &repository)?;
+    let mirror = Mirror::reopen(state, name, |_| Ok(repository.chunks()))?;
+    let grown = mirror.grow(length);
+    mirror.close()?;
+    let (mirror, doors) = (name.to_string(), Vec::new());
+    Ok(Resized { mirror, length_bytes: length, before_bytes: grown?, doors })
 }
 
 /// Ends the serving of a mirror; throws it away if asked to. True where somebody served it.

@@ -11,19 +11,21 @@ use std::time::Duration;
 use mirror::{Binding, Mirror, Patience, StateFolder};
 use model::device::Device;
 use model::progress::Silent;
-use model::{Error, Kind, MirrorName, Reference, Result};
+use model::{ContentDigest, Error, Kind, MirrorName, Reference, Result, VersionKind};
 use repository::Repository;
 use repository::chunks::RepositoryChunks;
 use serde::{Deserialize, Serialize};
 use store::ChunkStore;
 
 use crate::boot_sets::BootWatch;
+use crate::clients::Client;
 use crate::commit::Committer;
 use crate::control::{CONNECTION_COUNT_MAX, ControlServer, Handler, Request, Response};
 use crate::counts::{CountedChunks, CountedDevice, Counts, Fetches};
 use crate::doors::{Door, DoorOptions, Doors};
 use crate::holds;
-use crate::mirrors::{MirrorStatus, check_repository, control_socket, note_repository};
+use crate::mirrors::{MirrorStatus, Resized, check_repository, control_socket, note_repository};
+use crate::stock::{Shelf, StockedChunks};
 use crate::tree::{MirrorTree, OpenVersions};
 
 /// What is to be attached, and how.
@@ -39,6 +41,10 @@ pub struct AttachRequest {
     pub patience: Patience,
     /// Record what is read, until the mirror is let go, as a working set of this name.
     pub record: Option<String>,
+    /// How many bytes the disk is to have: it grows to that.
+    pub length: Option<u64>,
+    /// The process that a daemon serves it for; without one, until it is detached.
+    pub client: Option<Client>,
 }
 
 /// What is said once a mirror is served.
@@ -119,7 +125,7 @@ impl Owner {
         state: StateFolder,
         request: &AttachRequest,
     ) -> Result<Self> {
-        Self::start_counted(repository, state, request, Arc::default())
+        Self::start_counted(repository, state, request, Arc::default(), &Shelf::default())
     }
 
     /// The same; what it fetches is counted with that of others.
@@ -128,12 +134,16 @@ impl Owner {
         state: StateFolder,
         request: &AttachRequest,
         fetches: Arc<Fetches>,
+        shelf: &Shelf,
     ) -> Result<Self> {
         let chunks = Arc::new(repository.chunks().another());
-        let counted = Arc::new(CountedChunks::new(chunks.clone(), fetches));
+        let content = content_of(&repository, &state, request);
+        let found = content.and_then(|content| shelf.find(&state, content));
+        let stocked = Arc::new(StockedChunks::new(chunks.clone(), found));
+        let counted = Arc::new(CountedChunks::new(stocked.clone(), fetches));
         let (mirror, is_new) = open_mirror(&repository, counted, &state, request)?;
         mirror.set_patience(request.patience);
-        let parts = (repository.clone(), chunks, state.clone(), mirror.clone());
+        let parts = (repository.clone(), chunks, stocked, state.clone(), mirror.clone());
         let served = Self::serve(parts, request);
         let served =
             served.map(|(shared, control)| Owner { shared, control: Some(control), is_new });
@@ -147,9 +157,10 @@ impl Owner {
     }
 
     fn serve(
-        (repository, chunks, state, mirror): (
+        (repository, chunks, stocked, state, mirror): (
             Repository,
             Arc<RepositoryChunks>,
+            Arc<StockedChunks>,
             StateFolder,
             Arc<Mirror>,
         ),
@@ -157,7 +168,7 @@ impl Owner {
     ) -> Result<(Arc<Shared>, ControlServer)> {
         // Before the doors open: what the guest reads first is on its way then.
         let boot_watch =
-            BootWatch::start(&repository, &chunks, &state, &mirror, request.record.as_deref())?;
+            BootWatch::start(&repository, &chunks, &stocked, &state, &mirror, request)?;
         let committer = Arc::new(Committer::new(repository.clone(), mirror.clone()));
         let (views, patience) = (Arc::new(OpenVersions::default()), request.patience);
         let tree = {
@@ -331,6 +342,18 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Makes the disk longer and tells whoever can be told.
+    fn resize(&self, length: u64) -> Result<Resized> {
+        let before_bytes = self.mirror.grow(length)?;
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Resized {
+            mirror: self.mirror.name().to_string(),
+            length_bytes: length,
+            before_bytes,
+            doors: doors.as_ref().map_or_else(Vec::new, Doors::announce_length),
+        })
+    }
+
     fn close(&self) -> Result<()> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).take();
         let give_up = || {
@@ -374,11 +397,24 @@ impl Handler for Shared {
                 let outcome = self.committer.commit(&options, &Silent)?;
                 Ok(Response::Committed(Box::new(outcome)))
             }
+            Request::Ready => {
+                let watch = self.boot_watch.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(watch) = &*watch {
+                    watch.is_ready();
+                }
+                Ok(Response::Ready)
+            }
+            Request::Resize { length_bytes } => {
+                self.resize(length_bytes).map(|resized| Response::Resized(Box::new(resized)))
+            }
             Request::Detach { discard } => {
                 self.ask_to_stop(Asked::Detach { discard });
                 Ok(self.wait_for_end())
             }
             Request::Wait => Ok(self.wait_for_end()),
+            Request::MakeRoom { bytes } => {
+                Ok(Response::Room { freed_bytes: self.state.make_room(bytes)? })
+            }
             Request::Attach(_) | Request::Mirror { .. } => {
                 Err(Error::new(Kind::Invalid, "ask", self.mirror.name().as_str())
                     .because("that is for a host's daemon; this is one mirror's owner"))
@@ -409,6 +445,7 @@ fn open_mirror(
         if let Some(reference) = &request.reference {
             check_bound_to(repository, &mirror, reference)?;
         }
+        request.length.map_or(Ok(0), |length| mirror.grow(length))?;
         holds::ensure(state, repository, &mirror)?;
         return Ok((mirror, false));
     }
@@ -417,6 +454,12 @@ fn open_mirror(
             .because("no such mirror here"));
     };
     let wanted = repository.catalog().version(reference)?;
+    repository.require_signature(&wanted)?;
+    if wanted.facts.kind != VersionKind::Disk {
+        return Err(Error::new(Kind::Invalid, "attach", wanted.id.to_string())
+            .because("it is no disk, but a machine that was booted already")
+            .hint(format!("`larder resume {}` brings it to life", wanted.id)));
+    }
     let binding = Binding {
         parent: wanted.id.clone(),
         content: wanted.facts.content,
@@ -425,12 +468,26 @@ fn open_mirror(
     };
     let mirror = Mirror::create(state, name, binding, chunks)?;
     note_repository(state, name, repository);
-    holds::take(state, name, repository, &wanted.id).inspect_err(|_| {
+    let grown = request.length.map_or(Ok(0), |length| mirror.grow(length));
+    grown.and_then(|_| holds::take(state, name, repository, &wanted.id)).inspect_err(|_| {
         let _ = mirror.close();
         let _ = Mirror::discard(state, name);
     })?;
     repository.catalog().count_attach(&wanted.id)?;
     Ok((mirror, true))
+}
+
+/// The content that a mirror reads, as far as that is known before it is open.
+fn content_of(
+    repository: &Repository,
+    state: &StateFolder,
+    request: &AttachRequest,
+) -> Option<ContentDigest> {
+    if Mirror::exists(state, &request.mirror).ok()? {
+        return Some(Mirror::inspect(state, &request.mirror).ok()?.binding.content);
+    }
+    let version = repository.catalog().version(request.reference.as_ref()?).ok()?;
+    Some(version.facts.content)
 }
 
 /// A mirror that is opened again must be of the version that was asked for: its changes cannot be

@@ -15,6 +15,7 @@ use mirror::{Patience, StateFolder};
 use model::{Error, Kind, MirrorName, Reference, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::clients::Client;
 use crate::doors::DoorOptions;
 use crate::owner::AttachRequest;
 
@@ -51,6 +52,9 @@ pub struct Record {
     /// The name of the working set that is recorded, where somebody asked for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<String>,
+    /// The process that it is served for; without one, until it is detached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Client>,
 }
 
 impl Record {
@@ -84,6 +88,7 @@ impl Record {
                 Patience::Limited(limit) => Some(limit.as_millis().try_into().unwrap_or(u64::MAX)),
             },
             record: request.record.clone(),
+            client: request.client.clone(),
         })
     }
 
@@ -98,6 +103,9 @@ impl Record {
             doors: self.doors()?,
             patience: self.patience(),
             record: self.record.clone(),
+            // In the mirror's own log by now.
+            length: None,
+            client: self.client.clone(),
         })
     }
 
@@ -209,7 +217,16 @@ mod tests {
             .zip([(limit, None), (Patience::Unlimited, Some("run:x".to_string()))])
             .map(|(nbd, (patience, record))| {
                 let (mirror, doors) = (name.clone(), doors(nbd));
-                let request = AttachRequest { reference: None, mirror, doors, patience, record };
+                let client = record.is_some().then(|| Client::this_process(true).unwrap());
+                let request = AttachRequest {
+                    reference: None,
+                    mirror,
+                    doors,
+                    patience,
+                    record,
+                    length: None,
+                    client,
+                };
                 Record::new(&request).unwrap()
             })
             .collect();

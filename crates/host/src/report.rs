@@ -10,6 +10,7 @@ use std::time::Duration;
 use mirror::journal::Origin;
 use mirror::{Mirror, StateFolder};
 use model::boot_set::FirstRead;
+use model::device::Device;
 use model::{BLOCK_LEN, Error, Kind, MirrorName, Result};
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +97,7 @@ impl Report {
         Report {
             mirror: mirror.name().to_string(),
             version: mirror.base().to_string(),
-            length_bytes: mirror.binding().length,
+            length_bytes: mirror.length(),
             fetched_bytes,
             from_chunks_bytes: journal
                 .fetches

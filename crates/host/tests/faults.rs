@@ -45,6 +45,8 @@ impl Faulty {
             },
             patience,
             record: None,
+            length: None,
+            client: None,
         };
         Owner::start(self.repository.clone(), state, &request).unwrap()
     }
@@ -74,6 +76,8 @@ fn faulty() -> Faulty {
         doors: DoorOptions::default(),
         patience: Patience::Unlimited,
         record: None,
+        length: None,
+        client: None,
     };
     let owner = Owner::start(near.clone(), state, &request).unwrap();
     let bytes = noise();
@@ -172,6 +176,8 @@ fn each_mirror_of_a_base_waits_by_its_own_policy() {
                 doors: DoorOptions::default(),
                 patience,
                 record: None,
+                length: None,
+                client: None,
             };
             Owner::start(faulty.repository.clone(), state.clone(), &request).unwrap()
         });

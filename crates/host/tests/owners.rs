@@ -36,6 +36,8 @@ fn start(repository: &Repository, state: &StateFolder, folder: &Path) -> Result<
         doors: DoorOptions { nbd, ..DoorOptions::default() },
         patience: Patience::Unlimited,
         record: None,
+        length: None,
+        client: None,
     };
     Owner::start(repository.clone(), state.clone(), &request)
 }
@@ -66,6 +68,8 @@ fn a_mirror_is_not_put_upon_another_repositorys_version_of_the_same_name() {
         doors: DoorOptions::default(),
         patience: Patience::Unlimited,
         record: None,
+        length: None,
+        client: None,
     };
     let refused = Owner::start(one.clone(), state.clone(), &request).err().unwrap();
     assert_eq!(refused.kind(), Kind::Refused, "{}", refused.chain());
@@ -89,6 +93,8 @@ fn a_mirror_whose_version_was_removed_opens_again_and_says_how_to_save_it() {
         doors: DoorOptions::default(),
         patience: Patience::Unlimited,
         record: None,
+        length: None,
+        client: None,
     };
     let owner = Owner::start(repository.clone(), state, &request).unwrap();
     let mut block = [0; 4096];
@@ -140,6 +146,8 @@ fn what_a_mirror_records_is_brought_to_the_next_one() {
         mirror: name(),
         doors: DoorOptions::default(),
         record: record.map(str::to_string),
+        length: None,
+        client: None,
     };
     let owner = Owner::start(repository.clone(), state.clone(), &request(Some("boot"))).unwrap();
     let mut buffer = vec![0; 256 << 10];

@@ -1,36 +1,56 @@
-//! One thread per state folder for what nobody waits for: fetching ahead and checkpoints.
+//! A few threads per state folder for what nobody waits for: fetching ahead and checkpoints.
 //!
 //! **Failure**: a job that does not fit into the queue, or fails, is forgotten: whoever needs the
 //! block fetches it, and the next checkpoint holds what this one did not.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::base::Base;
 use crate::fetch::BaseView;
+use crate::pace::Permits;
 
 const QUEUE_MAX: usize = 8;
+
+/// Jobs that are done at once: mostly they wait for the store.
+const WORKERS: usize = 4;
+
+/// Units of boot working sets that are under way at once, whatever the number of mirrors: each takes
+/// some 1.5 MiB of memory.
+const PREFETCHES_MAX: usize = 16;
 
 enum Job {
     Prefetch(Weak<BaseView>, Range<u64>),
     Checkpoint(Weak<Base>),
 }
 
-/// The thread, started with the first job; it ends after the last owner is gone.
-#[derive(Debug, Default)]
+/// The threads, started with the first job; they end after the last owner is gone.
+#[derive(Debug)]
 pub(crate) struct Background {
     queue: OnceLock<Option<SyncSender<Job>>>,
+    prefetches: Arc<Permits>,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Background { queue: OnceLock::new(), prefetches: Arc::new(Permits::new(PREFETCHES_MAX)) }
+    }
 }
 
 impl Background {
     /// None at all: jobs are forgotten. For tests that count what happens.
     pub(crate) fn none() -> Self {
-        Background { queue: OnceLock::from(None) }
+        Background { queue: OnceLock::from(None), ..Background::default() }
     }
 
     pub(crate) fn prefetch(&self, view: &Arc<BaseView>, blocks: Range<u64>) {
         self.send(Job::Prefetch(Arc::downgrade(view), blocks));
+    }
+
+    /// The right to bring a unit of a boot working set.
+    pub(crate) fn prefetches(&self) -> Arc<Permits> {
+        self.prefetches.clone()
     }
 
     pub(crate) fn checkpoint(&self, base: &Arc<Base>) {
@@ -40,8 +60,13 @@ impl Background {
     fn send(&self, job: Job) {
         let queue = self.queue.get_or_init(|| {
             let (sender, receiver) = sync_channel(QUEUE_MAX);
-            let thread = std::thread::Builder::new().name("mirror-background".into());
-            thread.spawn(move || work(&receiver)).ok().map(|_| sender)
+            let receiver = Arc::new(Mutex::new(receiver));
+            let started = (0..WORKERS).filter(|_| {
+                let receiver = receiver.clone();
+                let thread = std::thread::Builder::new().name("mirror-background".into());
+                thread.spawn(move || work(&receiver)).is_ok()
+            });
+            (started.count() > 0).then_some(sender)
         });
         if let Some(queue) = queue {
             let _ = queue.try_send(job);
@@ -49,8 +74,10 @@ impl Background {
     }
 }
 
-fn work(queue: &Receiver<Job>) {
-    while let Ok(job) = queue.recv() {
+fn work(queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = next else { return };
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match job {
             Job::Prefetch(view, blocks) => {
                 view.upgrade().map_or(Ok(()), |view| view.bring_ahead(blocks))

@@ -21,20 +21,21 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use env::{File, FileSystem, OpenMode};
 use format::presence::{
-    PRESENCE_HEADER_LEN, PRESENCE_SEGMENT_LEN, PresenceError, PresenceHeader, PresenceKind,
-    WORDS_PER_SEGMENT, decode_words, segment_offset,
+    PRESENCE_SEGMENT_LEN, PresenceHeader, PresenceKind, WORDS_PER_SEGMENT, segment_offset,
 };
 use model::block::{SEGMENT_LEN, block_count, segment_count};
 use model::{BLOCK_LEN, ChunkDigest, ContentDigest, Error, Kind, Result};
 
 use crate::backing::Holders;
 use crate::flights::Flights;
-use crate::plan::BaseBlock;
+use crate::presence::{
+    BaseSegment, PresentBits, begin, is_of, live_name, open_live, read_words, remove_other_lives,
+};
 use crate::room::write_number;
 use crate::segments::SegmentTable;
 
@@ -48,19 +49,6 @@ pub(crate) enum FetchKey {
     Chunk(u32, ChunkDigest),
     /// Some pieces of a boot working set, by position.
     Boot(u32),
-}
-
-/// The presence of one segment's blocks.
-#[derive(Debug)]
-pub(crate) struct BaseSegment {
-    /// Empty where the whole segment is a hole.
-    present: Box<[AtomicU64]>,
-    publishing: Mutex<()>,
-    /// Held shared by whoever writes to it, exclusively by whoever evicts it.
-    keeping: RwLock<()>,
-    eviction_count: AtomicU32,
-    /// When it was read last, by the coarse clock of [`crate::room::Room`].
-    used_at: AtomicU32,
 }
 
 /// A host's local copy of one content.
@@ -83,92 +71,6 @@ pub(crate) struct Base {
     /// Locked shared as long as the base is open; exclusively while blocks of it are evicted.
     users: Arc<dyn File>,
     clock: Arc<AtomicU32>,
-}
-
-impl BaseSegment {
-    /// What is known of a block, counted from the start of the segment.
-    #[inline]
-    pub(crate) fn block(&self, block: u32) -> BaseBlock {
-        match self.present.get(block as usize / 64) {
-            None => BaseBlock::Hole,
-            Some(word) if word.load(Ordering::Acquire) >> (block % 64) & 1 == 1 => {
-                BaseBlock::Present
-            }
-            Some(_) => BaseBlock::Missing,
-        }
-    }
-
-    /// The first block of `first..end` that is missing.
-    pub(crate) fn first_missing(&self, first: u32, end: u32) -> Option<u32> {
-        (first..end).find(|block| self.block(*block) == BaseBlock::Missing)
-    }
-
-    /// How often it was evicted. Whoever reads `data` asks before looking at bits and after reading:
-    /// where the answers differ, the bytes may be zeros that nobody wrote.
-    #[inline]
-    pub(crate) fn evictions(&self) -> u32 {
-        fence(Ordering::SeqCst);
-        self.eviction_count.load(Ordering::SeqCst)
-    }
-
-    /// Notes that it was read. Cost: a load, and a store once for each tick of the clock.
-    #[inline]
-    fn note_use(&self, now: u32) {
-        if self.used_at.load(Ordering::Relaxed) != now {
-            self.used_at.store(now, Ordering::Relaxed);
-        }
-    }
-
-    /// When it was read last.
-    pub(crate) fn used_at(&self) -> u32 {
-        self.used_at.load(Ordering::Relaxed)
-    }
-
-    /// True where no block is known to be present.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.present.iter().all(|word| word.load(Ordering::Relaxed) == 0)
-    }
-
-    fn merge(&self, words: &[u64; WORDS_PER_SEGMENT]) {
-        for (present, word) in self.present.iter().zip(words).filter(|(_, word)| **word != 0) {
-            present.fetch_or(*word, Ordering::Release);
-        }
-    }
-
-    /// Clears all bits and returns what they were. Readers notice before a byte goes.
-    fn take(&self) -> [u64; WORDS_PER_SEGMENT] {
-        let mut words = [0; WORDS_PER_SEGMENT];
-        for (word, present) in words.iter_mut().zip(&self.present) {
-            *word = present.swap(0, Ordering::SeqCst);
-        }
-        self.eviction_count.fetch_add(1, Ordering::SeqCst);
-        words
-    }
-
-    fn words(&self) -> [u64; WORDS_PER_SEGMENT] {
-        let mut words = [0; WORDS_PER_SEGMENT];
-        for (word, present) in words.iter_mut().zip(&self.present) {
-            *word = present.load(Ordering::Acquire);
-        }
-        words
-    }
-}
-
-/// Bits to be set in one segment.
-#[derive(Debug)]
-pub(crate) struct PresentBits(Box<[u64; WORDS_PER_SEGMENT]>);
-
-impl PresentBits {
-    pub(crate) fn none() -> Self {
-        PresentBits(Box::new([0; WORDS_PER_SEGMENT]))
-    }
-
-    /// Adds blocks `first..end`.
-    pub(crate) fn add(&mut self, first: u32, end: u32) {
-        for block in first..end {
-            self.0[block as usize / 64] |= 1 << (block % 64);
-        }
-    }
 }
 
 impl Base {
@@ -264,14 +166,7 @@ impl Base {
     }
 
     fn load(&self, segment: u32, is_hole: bool) -> BaseSegment {
-        let words = if is_hole { 0 } else { WORDS_PER_SEGMENT };
-        let loaded = BaseSegment {
-            present: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            publishing: Mutex::new(()),
-            keeping: RwLock::new(()),
-            eviction_count: AtomicU32::new(0),
-            used_at: AtomicU32::new(0),
-        };
+        let loaded = BaseSegment::without_bits(is_hole);
         if !is_hole {
             loaded.merge(&read_words(&*self.presence, segment));
             loaded.merge(&read_words(&*self.live, segment));
@@ -455,90 +350,12 @@ impl Base {
 
     /// Bytes that are present and no hole, as far as segments were touched.
     pub(crate) fn present_bytes(&self) -> u64 {
-        let blocks: u64 = self
-            .segments
-            .iter()
-            .flat_map(|(_, segment)| segment.present.iter())
-            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
-            .sum();
+        let blocks: u64 = self.segments.iter().map(|(_, segment)| segment.count()).sum();
         (blocks * BLOCK_LEN as u64).min(self.length)
     }
-}
-
-fn read_words(file: &dyn File, segment: u32) -> [u64; WORDS_PER_SEGMENT] {
-    let mut bytes = vec![0; PRESENCE_SEGMENT_LEN];
-    match file.read_exact_at(&mut bytes, segment_offset(segment)) {
-        Ok(()) => decode_words(&bytes),
-        Err(_) => [0; WORDS_PER_SEGMENT],
-    }
-}
-
-/// True where the file has this header; false where it has none that is sound.
-fn is_of(file: &dyn File, header: &PresenceHeader) -> Result<bool> {
-    let mut bytes = [0; PRESENCE_HEADER_LEN];
-    if file.read_exact_at(&mut bytes, 0).is_err() {
-        return Ok(false);
-    }
-    match PresenceHeader::decode(&bytes) {
-        Ok(found) => Ok(found == *header),
-        Err(PresenceError::NotPresence) => Ok(false),
-        Err(error) => Err(Error::new(Kind::Refused, "open the base", header.content.to_string())
-            .caused_by(error)
-            .hint("a newer Larder made it: use that one, or another state folder")),
-    }
-}
-
-/// Makes the file a header without bits.
-fn begin(file: &dyn File, header: &PresenceHeader) -> io::Result<()> {
-    file.set_len(0)?;
-    file.set_len(segment_offset(segment_count(header.length)))?;
-    file.write_all_at(&header.encode(), 0)
 }
 
 /// Makes the names of a new folder and its files durable.
 fn sync_names(file_system: &dyn FileSystem, folder: &Path) -> io::Result<()> {
     folder.ancestors().take(4).try_for_each(|folder| file_system.sync_folder(folder))
-}
-
-/// The name of the bits that count now.
-fn live_name(file_system: &dyn FileSystem, folder: &Path) -> io::Result<PathBuf> {
-    let (boot, mount) = (file_system.boot_id()?, file_system.mount_id(folder)?);
-    Ok(PathBuf::from(format!("live.{boot}.{mount}")))
-}
-
-/// Removes bits that do not count: all but `own`, or those that do not begin with `spared` either.
-fn remove_other_lives(
-    file_system: &dyn FileSystem,
-    folder: &Path,
-    own: &Path,
-    spared: Option<&str>,
-) -> io::Result<()> {
-    for other in file_system.list(folder)? {
-        let text = other.to_string_lossy();
-        let is_spared = spared.is_some_and(|spared| text.starts_with(spared));
-        if other != own && text.starts_with("live.") && !is_spared {
-            file_system.remove_file(&folder.join(&other))?;
-        }
-    }
-    Ok(())
-}
-
-/// Opens the bits of this boot and mount, and removes those of others. Where another process has the
-/// base open, it may see the disk by another mount, so all bits of this boot stay.
-fn open_live(
-    file_system: &dyn FileSystem,
-    folder: &Path,
-    header: &PresenceHeader,
-    sound: bool,
-    is_alone: bool,
-) -> io::Result<Arc<dyn File>> {
-    let name = live_name(file_system, folder)?;
-    let of_this_boot = format!("live.{}.", file_system.boot_id()?);
-    let spared = (!is_alone).then_some(&*of_this_boot);
-    remove_other_lives(file_system, folder, &name, spared)?;
-    let live = file_system.open(&folder.join(name), OpenMode::OpenOrCreate)?;
-    if !sound || !is_of(&*live, header).unwrap_or(false) {
-        begin(&*live, header)?;
-    }
-    Ok(live)
 }

@@ -25,7 +25,7 @@ const LEN: u64 = BLOCK_LEN as u64;
 
 impl Device for Mirror {
     fn length(&self) -> u64 {
-        self.length
+        self.length.load(Ordering::Acquire)
     }
 
     fn is_read_only(&self) -> bool {
@@ -33,7 +33,7 @@ impl Device for Mirror {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        check_range("read the mirror", self.length, offset, buffer.len() as u64)?;
+        check_range("read the mirror", self.length(), offset, buffer.len() as u64)?;
         loop {
             let punches = self.punches.load(Ordering::SeqCst);
             let saw_overlay = self.read_once(offset, buffer)?;
@@ -47,7 +47,7 @@ impl Device for Mirror {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        check_range("write to the mirror", self.length, offset, bytes.len() as u64)?;
+        check_range("write to the mirror", self.length(), offset, bytes.len() as u64)?;
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
@@ -59,22 +59,28 @@ impl Device for Mirror {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        check_range("write zeros to the mirror", self.length, offset, len)?;
-        let end = offset + len;
-        let first_whole = offset.next_multiple_of(LEN).min(end);
-        let end_whole = if end == self.length { end } else { end / LEN * LEN };
-        if end_whole <= first_whole {
-            return self.write(offset, &[0; BLOCK_LEN + BLOCK_LEN][..len as usize]);
+        loop {
+            let length = self.length();
+            check_range("write zeros to the mirror", length, offset, len)?;
+            let end = offset + len;
+            let first_whole = offset.next_multiple_of(LEN).min(end);
+            let end_whole = if end == length { end } else { end / LEN * LEN };
+            if end_whole <= first_whole {
+                return self.write(offset, &[0; BLOCK_LEN + BLOCK_LEN][..len as usize]);
+            }
+            self.write(offset, &[0; BLOCK_LEN][..(first_whole - offset) as usize])?;
+            // Where the disk grew meanwhile, its last block is no longer whole.
+            if self.zero_blocks(blocks_of(first_whole, end_whole - first_whole), length)? {
+                return self.write(end_whole, &[0; BLOCK_LEN][..(end - end_whole) as usize]);
+            }
         }
-        self.write(offset, &[0; BLOCK_LEN][..(first_whole - offset) as usize])?;
-        self.zero_blocks(blocks_of(first_whole, end_whole - first_whole))?;
-        self.write(end_whole, &[0; BLOCK_LEN][..(end - end_whole) as usize])
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        check_range("discard in the mirror", self.length, offset, len)?;
+        check_range("discard in the mirror", self.length(), offset, len)?;
         let (first, end) = (offset.div_ceil(LEN), (offset + len) / LEN);
-        if first < end { self.zero_blocks(first..end) } else { Ok(()) }
+        while first < end && !self.zero_blocks(first..end, self.length())? {}
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {
@@ -82,7 +88,7 @@ impl Device for Mirror {
     }
 
     fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
-        check_range("prefetch", self.length, offset, len)?;
+        check_range("prefetch", self.length(), offset, len)?;
         let mut at = blocks_of(offset, len).start;
         let end = blocks_of(offset, len).end;
         // Blocks that the overlay has are not wanted from elsewhere.
@@ -98,7 +104,7 @@ impl Device for Mirror {
     }
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
-        check_range("list the extents of the mirror", self.length, offset, len)?;
+        check_range("list the extents of the mirror", self.length(), offset, len)?;
         let place = |segment: u32, block: u32| {
             self.states.get(segment).map_or(Place::Absent, |bits| bits.place(block))
         };
@@ -106,7 +112,7 @@ impl Device for Mirror {
     }
 
     fn may_wait(&self, offset: u64, len: u64) -> bool {
-        if offset.checked_add(len).is_none_or(|end| end > self.length) {
+        if offset.checked_add(len).is_none_or(|end| end > self.length()) {
             return false;
         }
         let Range { start: mut at, end } = blocks_of(offset, len);
@@ -132,8 +138,14 @@ impl Mirror {
     ) -> (Source, u64) {
         let segment = (first / u64::from(BLOCKS_PER_SEGMENT)) as u32;
         let start = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+        let is_beyond = first >= self.base_blocks;
+        let end = if is_beyond { end } else { end.min(self.base_blocks) };
         let end = (end - start).min(u64::from(BLOCKS_PER_SEGMENT)) as u32;
         let first = (first - start) as u32;
+        let base = |view: &BaseView, segment, block| match is_beyond {
+            true => BaseBlock::Hole,
+            false => base(view, segment, block),
+        };
         let piece = match self.states.get(segment) {
             None => next_piece(first, end, |block| {
                 source_of(Place::Absent, || base(&self.view, segment, block))
@@ -187,26 +199,47 @@ impl Mirror {
 
     /// True where `start..end` covers all bytes of a block that the disk has.
     fn is_whole(&self, block: u64, start: u64, end: u64) -> bool {
-        start <= block * LEN && end >= ((block + 1) * LEN).min(self.length)
+        start <= block * LEN && end >= ((block + 1) * LEN).min(self.length())
+    }
+
+    /// Reads the blocks of the version that a write covers in part, then enters: they never change, so
+    /// they are read before any lock is taken.
+    fn enter_with_edges(
+        &self,
+        offset: u64,
+        end: u64,
+        blocks: &Range<u64>,
+    ) -> Result<(std::sync::RwLockReadGuard<'_, Gate>, Fills)> {
+        loop {
+            let length = self.length();
+            let mut fills = Fills::default();
+            for edge in [blocks.start, blocks.end - 1] {
+                let absent = |(segment, block): (u32, u32)| {
+                    self.states.get(segment).is_none_or(|s| s.place(block) == Place::Absent)
+                };
+                if self.is_whole(edge, offset, end) || !absent(split(edge)) || fills.has(edge) {
+                    continue;
+                }
+                let mut bytes = vec![0; BLOCK_LEN];
+                // Behind the version there is nothing.
+                if edge < self.base_blocks {
+                    let len = LEN.min(self.view.length() - edge * LEN) as usize;
+                    self.view.read(edge * LEN, &mut bytes[..len])?;
+                }
+                fills.0.push((edge, bytes));
+            }
+            let gate = self.enter("write to the mirror")?;
+            // Where the disk grew meanwhile, its last block is no longer whole.
+            if self.length() == length {
+                return Ok((gate, fills));
+            }
+        }
     }
 
     fn write_in_segment(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = offset + bytes.len() as u64;
         let blocks = blocks_of(offset, bytes.len() as u64);
-        // A block of the version never changes, so it is read before any lock is taken.
-        let mut fills = Fills::default();
-        for edge in [blocks.start, blocks.end - 1] {
-            let absent = |(segment, block): (u32, u32)| {
-                self.states.get(segment).is_none_or(|s| s.place(block) == Place::Absent)
-            };
-            if !self.is_whole(edge, offset, end) && absent(split(edge)) && !fills.has(edge) {
-                let mut bytes = vec![0; BLOCK_LEN];
-                let len = LEN.min(self.length - edge * LEN) as usize;
-                self.view.read(edge * LEN, &mut bytes[..len])?;
-                fills.0.push((edge, bytes));
-            }
-        }
-        let gate = self.enter("write to the mirror")?;
+        let (gate, fills) = self.enter_with_edges(offset, end, &blocks)?;
         let bits = self.segment_states(split(blocks.start).0);
         let needs_fill = || {
             let partial =
@@ -335,10 +368,14 @@ impl Mirror {
         Ok(())
     }
 
-    /// Makes whole blocks zeros and gives their space back.
-    fn zero_blocks(&self, blocks: Range<u64>) -> Result<()> {
+    /// Makes blocks, whole on a disk of `length` bytes, zeros and gives their space back. False, with
+    /// some of them done, where the disk has another length by now.
+    fn zero_blocks(&self, blocks: Range<u64>, length: u64) -> Result<bool> {
         for (segment, range) in by_segment(blocks) {
             let gate = self.enter("write zeros to the mirror")?;
+            if self.length() != length {
+                return Ok(false);
+            }
             if self.states.get(segment).is_none() && self.is_known_hole(segment, &range) {
                 continue;
             }
@@ -362,7 +399,7 @@ impl Mirror {
                 self.touched[file].store(true, Ordering::SeqCst);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// True where the base is known to have no data there. No I/O.

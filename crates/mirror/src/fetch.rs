@@ -16,30 +16,31 @@
 //! each then tries itself. A store that cannot be reached is waited for, see `patience`. Wrong bytes
 //! are asked for once more. On a full disk blocks are served without being kept.
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use env::File;
-use format::mirror_log::Place;
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN, blocks_in_segment};
 use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
 
 use crate::background::Background;
-use crate::base::{Base, BaseSegment, FetchKey, PresentBits};
+use crate::base::{Base, FetchKey};
 use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
 use crate::journal::{Journal, Origin};
+use crate::maps::MapCache;
 use crate::patience::{FetchError, Patience, Reachability, persist};
-use crate::plan::{BaseBlock, Source, next_piece, source_of};
-use crate::readahead::Readahead;
+use crate::plan::BaseBlock;
+use crate::presence::{BaseSegment, PresentBits};
+use crate::readahead::{Distance, Readahead};
 use crate::recorder::Recorder;
 use crate::room::Room;
-use crate::segments::SegmentTable;
 
 /// A base and a way to complete it by one layout.
 pub(crate) struct BaseView {
@@ -48,8 +49,9 @@ pub(crate) struct BaseView {
     /// Which segments hold data: equal in every layout of the content.
     manifest: Arc<Manifest>,
     layout: RwLock<Arc<Layout>>,
-    parts: Parts,
+    pub(crate) parts: Parts,
     pub(crate) readahead: Readahead,
+    pub(crate) distance: Distance,
     fetched_bytes: AtomicU64,
     patience: Mutex<Patience>,
     /// Nobody waits any more.
@@ -63,25 +65,28 @@ pub(crate) struct BaseView {
     pub(crate) journal: Journal,
 }
 
+/// Chunks that one prefetch has under way at once.
+const AHEAD_MAX: usize = 8;
+
 /// What all views of a state folder share.
 pub(crate) struct Parts {
     pub(crate) chunks: Arc<ChunkCache>,
+    pub(crate) maps: Arc<MapCache>,
     pub(crate) background: Arc<Background>,
     pub(crate) reachability: Arc<Reachability>,
     pub(crate) room: Arc<Room>,
 }
 
 /// How often one read fetches what was evicted before it could be read, before it reads past the base.
-const FETCHED_MAX: usize = 4;
+pub(crate) const FETCHED_MAX: usize = 4;
 
 /// How often one read follows the content to a new layout.
 const FOLLOWED_MAX: usize = 8;
 
-/// One way to read the content, with the maps that were loaded.
-struct Layout {
+/// One way to read the content.
+pub(crate) struct Layout {
     digest: LayoutDigest,
     manifest: Arc<Manifest>,
-    maps: SegmentTable<Arc<SegmentMap>>,
 }
 
 impl Layout {
@@ -96,7 +101,7 @@ impl Layout {
             return Err(Error::new(Kind::Corrupt, "attach", base.content().to_string())
                 .because(format!("the manifest {digest} is that of another content")));
         }
-        Ok(Layout { digest, manifest, maps: SegmentTable::new(length) })
+        Ok(Layout { digest, manifest })
     }
 }
 
@@ -150,6 +155,7 @@ impl BaseView {
             layout: RwLock::new(Arc::new(loaded)),
             parts,
             readahead: Readahead::default(),
+            distance: Distance::default(),
             fetched_bytes: AtomicU64::new(0),
             patience: Mutex::new(Patience::Limited(Duration::ZERO)),
             is_given_up: AtomicBool::new(false),
@@ -174,7 +180,7 @@ impl BaseView {
     }
 
     /// Does work that may need the store, as patiently as was asked for.
-    fn persist<T>(&self, work: impl FnMut() -> Result<T, FetchError>) -> Result<T> {
+    pub(crate) fn persist<T>(&self, work: impl FnMut() -> Result<T, FetchError>) -> Result<T> {
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
         let done = persist(patience, &self.parts.reachability, &self.is_given_up, work);
         done.inspect_err(|error| self.tell(error))
@@ -208,7 +214,7 @@ impl BaseView {
 
     /// Does what needs the store by the layout in use; where something of it is gone, by the one that
     /// the content has now.
-    fn by_layout<T>(
+    pub(crate) fn by_layout<T>(
         &self,
         work: impl Fn(&Layout) -> Result<T, FetchError>,
     ) -> Result<T, FetchError> {
@@ -266,31 +272,33 @@ impl BaseView {
 
     /// The map of a segment, if it was loaded.
     pub(crate) fn loaded_map(&self, segment: u32) -> Option<Arc<SegmentMap>> {
-        self.layout().maps.get(segment).cloned()
+        match self.layout().manifest.segment(segment) {
+            Some(entry) => self.parts.maps.get(entry.map),
+            None => Some(Arc::default()),
+        }
     }
 
     /// The map of a segment, loaded now if it was not. Does not wait for a store that cannot be
     /// reached.
     pub(crate) fn segment_map(&self, segment: u32) -> Result<Arc<SegmentMap>> {
-        Ok(self.by_layout(|layout| self.map(layout, segment).cloned())?)
+        Ok(self.by_layout(|layout| self.map(layout, segment))?)
     }
 
     /// The map of a segment in one layout. Its holes count as present from then on.
-    fn map<'a>(&self, layout: &'a Layout, segment: u32) -> Result<&'a Arc<SegmentMap>, FetchError> {
+    pub(crate) fn map(&self, layout: &Layout, segment: u32) -> Result<Arc<SegmentMap>, FetchError> {
+        let Some(entry) = layout.manifest.segment(segment) else { return Ok(Arc::default()) };
         loop {
-            if let Some(map) = layout.maps.get(segment) {
+            if let Some(map) = self.parts.maps.get(entry.map) {
                 return Ok(map);
             }
             let Some(_flight) = self.base.flights.board(FetchKey::Map(segment)) else { continue };
-            if layout.maps.get(segment).is_some() {
-                continue;
+            if let Some(map) = self.parts.maps.get(entry.map) {
+                return Ok(map);
             }
-            let map = match layout.manifest.segment(segment) {
-                Some(entry) => self.ask(|store| store.segment_map(entry.map))?,
-                None => Arc::default(),
-            };
+            let map = self.ask(|store| store.segment_map(entry.map))?;
             self.mark_holes(segment, &map);
-            layout.maps.get_or_init(segment, || map);
+            self.parts.maps.put(entry.map, map.clone());
+            return Ok(map);
         }
     }
 
@@ -324,9 +332,40 @@ impl BaseView {
         }
     }
 
-    /// The same for whom nobody waits: a store that cannot be reached is an error at once.
+    /// The same for whom nobody waits: several chunks at once, and a store that cannot be reached is
+    /// an error at once.
     pub(crate) fn bring_ahead(&self, blocks: Range<u64>) -> Result<()> {
-        Ok(self.bring(blocks)?)
+        let mut wanted = Vec::new();
+        for (segment, range) in by_segment(blocks) {
+            let bits = self.segment(segment);
+            if bits.first_missing(range.start, range.end).is_none() {
+                continue;
+            }
+            self.base.refresh(segment, bits);
+            let map = self.segment_map(segment)?;
+            let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
+            let mut seen = HashSet::new();
+            for run in map.runs_in(range.start, range.end) {
+                let missing = bits.first_missing(run.first_block, run.end_block());
+                if let Some(block) = missing.filter(|_| seen.insert(run.chunk)) {
+                    wanted.push(first + u64::from(block));
+                }
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(block) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.bring(*block..*block + 1)?;
+            }
+            Ok::<(), Error>(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..AHEAD_MAX.min(wanted.len())).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let results = others.into_iter().map(|other| other.join().unwrap_or(Ok(())));
+            results.fold(own, Result::and)
+        })
     }
 
     fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
@@ -359,13 +398,13 @@ impl BaseView {
                 ));
             }
             fetches_left -= 1;
-            if self.bring_by_boot_set(segment, missing) {
+            if self.bring_by_boot_set(segment, missing, &map) {
                 continue;
             }
             match map.runs_in(missing, missing + 1).first() {
-                Some(run) => self.fetch(segment, bits, map, run.chunk)?,
-                // Its mark went with an eviction.
-                None => self.mark_holes(segment, map),
+                Some(run) => self.fetch(segment, bits, &map, run.chunk)?,
+                // Its mark went with an eviction, or the map came by another base.
+                None => self.mark_holes(segment, &map),
             }
         }
         Ok(())
@@ -449,6 +488,10 @@ impl BaseView {
         }
     }
 
+    pub(crate) fn background(&self) -> &Background {
+        &self.parts.background
+    }
+
     /// The boot working set that is on its way.
     pub(crate) fn boot(&self) -> Option<Arc<Boot>> {
         match self.has_boot.load(Ordering::Acquire) {
@@ -471,113 +514,13 @@ impl BaseView {
         Ok(bytes)
     }
 
-    fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
+    pub(crate) fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
         self.parts.chunks.get_or_fetch(digest, || {
+            let asked = self.journal.now();
             let chunk = self.ask(|store| store.chunk(digest))?;
+            self.distance.learn(self.journal.now() - asked);
             self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
             Ok(chunk)
         })
-    }
-
-    /// Reads bytes of the version: from the base, fetched first where they are missing. Takes no lock
-    /// where they are here.
-    ///
-    /// # Errors
-    /// Those of [`BaseView::ensure_present`]; a base without room is read past.
-    pub(crate) fn read(self: &Arc<Self>, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let end = offset + buffer.len() as u64;
-        let (mut at, mut fetched) = (offset, 0);
-        while at < end {
-            let (segment, start) = ((at / SEGMENT_LEN) as u32, at / SEGMENT_LEN * SEGMENT_LEN);
-            let bits = self.segment(segment);
-            let evictions = bits.evictions();
-            let first = ((at - start) / BLOCK_LEN as u64) as u32;
-            let end_block = (end - start).min(SEGMENT_LEN).div_ceil(BLOCK_LEN as u64) as u32;
-            let piece = next_piece(first, end_block, |block| {
-                source_of(Place::Absent, || bits.block(block))
-            });
-            let stop = (start + u64::from(piece.end) * BLOCK_LEN as u64).min(end);
-            let bytes = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
-            match piece.source {
-                Source::Fetch => {
-                    let waited = match fetched < FETCHED_MAX {
-                        true => self.fetch_for_reader(at, stop),
-                        false => Err(Error::new(Kind::Full, "read", "what is evicted at once")),
-                    };
-                    fetched += 1;
-                    match waited {
-                        Ok(()) => continue,
-                        Err(error) if error.kind() == Kind::Full => self.read_past(at, bytes)?,
-                        Err(error) => return Err(error),
-                    }
-                }
-                Source::Base => {
-                    if self.recorder.is_active() {
-                        self.recorder.note(blocks_of(at, stop - at));
-                    }
-                    self.base.note_use(bits);
-                    self.base.data.read_exact_at(bytes, at).map_err(|error| {
-                        let subject = self.base.content().to_string();
-                        Error::io("read the local copy of", subject, error)
-                    })?;
-                    if bits.evictions() != evictions {
-                        // The bytes may be those of a hole that was punched meanwhile.
-                        continue;
-                    }
-                }
-                Source::Zero | Source::Overlay(_) => bytes.fill(0),
-            }
-            (at, fetched) = (stop, 0);
-        }
-        Ok(())
-    }
-
-    /// Brings what a reader waits for.
-    fn fetch_for_reader(self: &Arc<Self>, start: u64, end: u64) -> Result<()> {
-        let began = self.journal.now();
-        self.missed(start, end - start);
-        let fetched = self.ensure_present(blocks_of(start, end - start));
-        self.journal.waited(began, start, end - start);
-        fetched
-    }
-
-    /// Reads bytes of the version without keeping them. For hosts without space.
-    pub(crate) fn read_past(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let at = offset + done as u64;
-            let (segment, block) =
-                ((at / SEGMENT_LEN) as u32, (at % SEGMENT_LEN) as usize / BLOCK_LEN);
-            let from = (at % BLOCK_LEN as u64) as usize;
-            let step = (BLOCK_LEN - from).min(buffer.len() - done);
-            let piece = &mut buffer[done..done + step];
-            let found = self.persist(|| {
-                self.by_layout(|layout| {
-                    match self.map(layout, segment)?.runs_in(block as u32, block as u32 + 1).first()
-                    {
-                        None => Ok(None),
-                        Some(run) => {
-                            let index = run.first_in_chunk + block as u32 - run.first_block;
-                            Ok(Some((self.chunk(run.chunk)?, index)))
-                        }
-                    }
-                })
-            })?;
-            match found {
-                None => piece.fill(0),
-                Some((chunk, index)) => {
-                    piece.copy_from_slice(&chunk.blocks(index, 1)?[from..from + step]);
-                }
-            }
-            done += step;
-        }
-        Ok(())
-    }
-
-    /// Told of each read that had to fetch; brings what follows where reads ascend.
-    fn missed(self: &Arc<Self>, offset: u64, len: u64) {
-        if let Some(range) = self.readahead.after_miss(offset, len, self.length()) {
-            self.parts.background.prefetch(self, blocks_of(range.start, range.end - range.start));
-        }
     }
 }

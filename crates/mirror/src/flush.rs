@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex};
 
 use format::mirror_log::{GroupStates, LogRecord, Place, RANGES_MAX, StateRange};
+use model::device::Device;
 use model::{BLOCK_LEN, BLOCKS_PER_SEGMENT, Error, Kind, Result};
 
 use crate::log::{Append, MirrorLog};
@@ -104,7 +105,7 @@ impl Mirror {
         }
         self.punch_stale(stale);
         if log.wants_compaction() {
-            let snapshot = self.snapshot(log, log.epoch(), false);
+            let snapshot = self.snapshot(log, log.epoch(), self.length(), false);
             if let Err(error) = snapshot {
                 tracing::warn!(error = %error.chain(), "the log of the mirror stays long");
             }
@@ -216,11 +217,20 @@ impl Mirror {
         let _ = self.files[file].punch_hole(blocks.start * block_len, len);
     }
 
-    /// Replaces the log by what it comes to. Dirty bits of sealed blocks are left out where they
-    /// are `committed`. Whoever asks for that keeps writers out.
-    pub(crate) fn snapshot(&self, log: &mut MirrorLog, epoch: u64, committed: bool) -> Result<()> {
+    /// Replaces the log by what it comes to, for a disk of `length` bytes. Dirty bits of sealed
+    /// blocks are left out where they are `committed`. Whoever asks for that keeps writers out.
+    pub(crate) fn snapshot(
+        &self,
+        log: &mut MirrorLog,
+        epoch: u64,
+        length: u64,
+        committed: bool,
+    ) -> Result<()> {
         let operation = "save the state of the mirror";
-        let mut records = vec![LogRecord::Binding(guard(&self.binding).clone())];
+        let binding = guard(&self.binding).clone();
+        let grown = (length != binding.length).then_some(LogRecord::Length(length));
+        let mut records = vec![LogRecord::Binding(binding)];
+        records.extend(grown);
         let mut taken: Taken = Vec::new();
         let mut ranges = Vec::new();
         for (segment, bits) in self.states.iter() {

@@ -5,6 +5,7 @@
 //! | [`mirror`] | a mirror's life: create, reopen, rebind, close |
 //! | [`device`] | its reads and writes |
 //! | [`flush`] | its flushes: bytes, then the log |
+//! | [`grow`] | its disk, made longer |
 //! | [`seal`] | its changes, standing still for a commit |
 //! | [`view`] | a version to be read without a mirror |
 //! | [`state_folder`] | where a host keeps mirrors and bases; what can be told without owning one |
@@ -14,10 +15,11 @@
 //! | `live` | the same, as they survive the process |
 //! | `log` | the same, as they survive power loss |
 //! | [`backing`] | a base's file in the kernel's hands |
-//! | `base` | the local copy of a content and its presence |
+//! | `base`, `presence` | the local copy of a content; which of its blocks are here |
 //! | `room`, `evict` | a limit for bases; who goes when it is reached |
-//! | `fetch` | how a base gets what it misses |
-//! | `chunks` | chunks that were used a moment ago |
+//! | [`pins`] | bases that stay |
+//! | `fetch`, `reads` | how a base gets what it misses; how it is read |
+//! | `chunks`, `maps` | chunks and segment maps that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
 //! | `flights` | fetches that are under way |
 //! | `readahead`, `background` | fetching what will be read next |
@@ -38,14 +40,20 @@ mod extents;
 mod fetch;
 mod flights;
 pub mod flush;
+pub mod grow;
 pub mod journal;
 mod live;
 mod log;
+mod maps;
 pub mod mirror;
 mod overlay;
+mod pace;
 pub mod patience;
+pub mod pins;
 mod plan;
+mod presence;
 mod readahead;
+mod reads;
 mod recorder;
 mod room;
 pub mod seal;
@@ -57,6 +65,7 @@ pub use backing::BackingFile;
 pub use journal::JournalEntries;
 pub use mirror::{Mirror, Statistics};
 pub use patience::{Outages, Patience, Reachability};
+pub use pins::PinFile;
 pub use recorder::Recording;
 pub use seal::Sealed;
 pub use state_folder::{BaseNumbers, Binding, MirrorSummary, StateFolder};

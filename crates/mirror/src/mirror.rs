@@ -22,7 +22,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -55,7 +55,10 @@ pub struct Mirror {
     pub(crate) name: MirrorName,
     pub(crate) state: StateFolder,
     pub(crate) folder: PathBuf,
-    pub(crate) length: u64,
+    /// Bytes of the disk. Grows under `log` and an exclusive `gate`, see `grow`.
+    pub(crate) length: AtomicU64,
+    /// Blocks of the base: what lies behind them is in the overlay or nowhere.
+    pub(crate) base_blocks: u64,
     pub(crate) view: Arc<BaseView>,
     pub(crate) files: [Arc<dyn File>; 2],
     /// Files with bytes that were not synced yet.
@@ -94,6 +97,8 @@ pub struct Statistics {
     pub dirty_bytes: u64,
     /// Bytes that the overlay holds.
     pub overlay_bytes: u64,
+    /// Bytes of disk that the overlay takes.
+    pub overlay_file_bytes: u64,
     /// Plain bytes of the chunks that were fetched since it was opened.
     pub fetched_bytes: u64,
     /// Bytes of the base that are on this host, as far as its segments were touched.
@@ -185,16 +190,21 @@ impl Mirror {
         let lock = own(state, name)?;
         let folder = state.mirror_folder(name);
         let (log, binding) = read_log(state.file_system(), &folder, name.as_str())?;
-        let length = binding.length;
+        let length = log.length;
         let store = open_store(&binding_of(&binding))?;
-        let view = state.open_base(binding.content, binding.layout, length, store)?;
+        let view = state.open_base(binding.content, binding.layout, binding.length, store)?;
         let open =
             |file| state.file_system().open(&overlay_path(&folder, file), OpenMode::ReadWrite);
         let files = [open(0).map_err(failed)?, open(1).map_err(failed)?];
         for file in &files {
-            if file.len().map_err(failed)? != block_count(length) * BLOCK_LEN as u64 {
+            let (found, wanted) = (file.len().map_err(failed)?, overlay_len(length));
+            if found < wanted {
                 return Err(Error::new(Kind::Corrupt, operation, name.as_str())
-                    .because("a file of its overlay has another length than the disk"));
+                    .because("a file of its overlay is shorter than the disk"));
+            }
+            if found > wanted {
+                // It was about to grow when its process was killed.
+                file.set_len(wanted).map_err(failed)?;
             }
         }
         let live =
@@ -206,6 +216,7 @@ impl Mirror {
             MirrorLog::open(state.shared_file_system(), &folder, &log).map_err(failed)?;
         let mirror =
             Mirror::assemble(state, name, binding, view, files, states, live, log_file, lock);
+        mirror.length.store(length, Ordering::SeqCst);
         // A process that was killed may have left bytes and states in the page cache only; of bytes
         // that were overwritten in place nothing tells.
         mirror.touched.iter().for_each(|touched| touched.store(true, Ordering::SeqCst));
@@ -229,7 +240,8 @@ impl Mirror {
             name: name.clone(),
             state: state.clone(),
             folder: state.mirror_folder(name),
-            length: binding.length,
+            length: AtomicU64::new(binding.length),
+            base_blocks: block_count(binding.length),
             view,
             files,
             touched: [AtomicBool::new(false), AtomicBool::new(false)],
@@ -284,6 +296,11 @@ impl Mirror {
     /// Its name.
     pub fn name(&self) -> &MirrorName {
         &self.name
+    }
+
+    /// The folder that holds all its state.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// What it is bound to; the parent is the version that the next commit follows.
@@ -366,6 +383,7 @@ impl Mirror {
             overlay_bytes: data * BLOCK_LEN as u64,
             fetched_bytes: self.view.fetched_bytes(),
             present_bytes: self.view.base.present_bytes(),
+            overlay_file_bytes: overlay,
             host_bytes: overlay + base + guard(&self.log).len(),
             prefetched_bytes: self.view.boot_counts.brought.load(Ordering::Relaxed),
             misfit_bytes: self.view.boot_counts.misfits.load(Ordering::Relaxed),
@@ -424,15 +442,20 @@ fn own(state: &StateFolder, name: &MirrorName) -> Result<Arc<dyn File>> {
 
 fn make_overlay(
     state: &StateFolder,
-    folder: &std::path::Path,
+    folder: &Path,
     number: usize,
     length: u64,
 ) -> io::Result<Arc<dyn File>> {
     let file = state.file_system().open(&overlay_path(folder, number), OpenMode::OpenOrCreate)?;
     file.set_len(0)?;
-    file.set_len(block_count(length) * BLOCK_LEN as u64)?;
+    file.set_len(overlay_len(length))?;
     file.sync()?;
     Ok(file)
+}
+
+/// The length of the overlay files of a disk.
+pub(crate) fn overlay_len(length: u64) -> u64 {
+    block_count(length) * BLOCK_LEN as u64
 }
 
 /// The states that the log tells, then those that survived the process.
@@ -463,7 +486,7 @@ pub(crate) fn restore_states(
             LogRecord::Segment { segment, groups } => {
                 logged.insert(*segment, groups.clone());
             }
-            LogRecord::Binding(_) | LogRecord::Parent(_) => {}
+            LogRecord::Binding(_) | LogRecord::Parent(_) | LogRecord::Length(_) => {}
         }
     }
     let states = States::new(length);

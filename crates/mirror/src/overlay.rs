@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use format::mirror_log::{BLOCKS_PER_GROUP, GROUPS_PER_SEGMENT, GroupStates, Place};
 
@@ -26,7 +26,6 @@ use format::mirror_log::{BLOCKS_PER_GROUP, GROUPS_PER_SEGMENT, GroupStates, Plac
 pub(crate) struct Group {
     places: [AtomicU64; 2],
     dirty: AtomicU64,
-    sealed: AtomicU64,
     target: AtomicU64,
     /// Blocks whose state is not in the log yet.
     unlogged: AtomicU64,
@@ -41,6 +40,9 @@ pub(crate) struct OverlaySegment {
     /// Held while states change.
     pub(crate) changing: Mutex<()>,
     groups: Box<[Group]>,
+    /// Blocks that were sealed, by group; only while a commit is at work, so that a mirror without one
+    /// does not pay for it. Changes while no writer is at work.
+    sealed: RwLock<Option<Box<[u64]>>>,
 }
 
 /// What a change of one group comes to.
@@ -96,9 +98,8 @@ impl Group {
     }
 
     /// Places, and dirty bits as they are on disk: sealed blocks are not committed yet.
-    pub(crate) fn states(&self) -> GroupStates {
-        let dirty = self.dirty.load(Ordering::Acquire) | self.sealed.load(Ordering::Acquire);
-        GroupStates { places: self.places(), dirty }
+    fn states(&self, sealed: u64) -> GroupStates {
+        GroupStates { places: self.places(), dirty: self.dirty.load(Ordering::Acquire) | sealed }
     }
 
     fn store(&self, states: &GroupStates) {
@@ -114,7 +115,14 @@ impl OverlaySegment {
             writing: RwLock::new(()),
             changing: Mutex::new(()),
             groups: (0..GROUPS_PER_SEGMENT).map(|_| Group::default()).collect(),
+            sealed: RwLock::default(),
         }
+    }
+
+    /// The blocks of a group that were sealed and are not committed yet.
+    fn sealed(&self) -> impl Fn(usize) -> u64 + '_ {
+        let sealed = self.sealed.read().unwrap_or_else(PoisonError::into_inner);
+        move |group| sealed.as_ref().map_or(0, |sealed| sealed[group])
     }
 
     /// Where the newest bytes of a block are.
@@ -138,11 +146,12 @@ impl OverlaySegment {
 
     /// What putting `range` at `place`, dirty, changes. Call under `changing`.
     pub(crate) fn plan_change(&self, range: &Range<u32>, place: Place) -> Vec<GroupChange> {
+        let sealed = self.sealed();
         groups_of(range)
             .filter_map(|number| {
                 let group = &self.groups[number];
                 let mask = mask_of(range, number);
-                let before = group.states();
+                let before = group.states(sealed(number));
                 let mut states = before;
                 for (word, wide) in states.places.iter_mut().zip(spread(mask)) {
                     *word =
@@ -182,9 +191,10 @@ impl OverlaySegment {
     /// Takes what is not in the log yet: group, its states, the blocks that changed. Call under
     /// `changing`.
     pub(crate) fn take_unlogged(&self) -> Vec<(usize, GroupStates, u64)> {
+        let sealed = self.sealed();
         let taken = self.groups.iter().enumerate().filter_map(|(number, group)| {
             let unlogged = group.unlogged.swap(0, Ordering::AcqRel);
-            (unlogged != 0).then(|| (number, group.states(), unlogged))
+            (unlogged != 0).then(|| (number, group.states(sealed(number)), unlogged))
         });
         taken.collect()
     }
@@ -196,13 +206,14 @@ impl OverlaySegment {
 
     /// All states; dirty bits without those of sealed blocks where `committed`.
     pub(crate) fn snapshot(&self, committed: bool) -> Vec<GroupStates> {
-        let states = |group: &Group| match committed {
+        let sealed = self.sealed();
+        let states = |(number, group): (usize, &Group)| match committed {
             true => {
                 GroupStates { places: group.places(), dirty: group.dirty.load(Ordering::Acquire) }
             }
-            false => group.states(),
+            false => group.states(sealed(number)),
         };
-        self.groups.iter().map(states).collect()
+        self.groups.iter().enumerate().map(states).collect()
     }
 
     /// Sets states that were read from disk; targets follow: dirty data stays where it is, other
@@ -226,10 +237,11 @@ impl OverlaySegment {
     /// nothing where no block is dirty. Call while no writer is at work.
     pub(crate) fn seal(&self) -> Option<Vec<GroupStates>> {
         let mut any = 0;
-        let sealed = self.groups.iter().map(|group| {
-            let states = group.states();
+        let mut slot = self.sealed.write().unwrap_or_else(PoisonError::into_inner);
+        let before = slot.take();
+        let sealed = self.groups.iter().enumerate().map(|(number, group)| {
+            let states = group.states(before.as_ref().map_or(0, |sealed| sealed[number]));
             any |= states.dirty;
-            group.sealed.store(states.dirty, Ordering::Release);
             group.dirty.store(0, Ordering::Release);
             let mut target = group.target.load(Ordering::Acquire);
             for bit in 0..BLOCKS_PER_GROUP {
@@ -240,16 +252,18 @@ impl OverlaySegment {
             group.target.store(target, Ordering::Release);
             states
         });
-        let sealed: Vec<_> = sealed.collect();
+        let sealed: Vec<GroupStates> = sealed.collect();
+        *slot = (any != 0).then(|| sealed.iter().map(|states| states.dirty).collect());
         (any != 0).then_some(sealed)
     }
 
     /// Ends a seal: its blocks are committed, or dirty again. Call while no writer is at work.
     pub(crate) fn end_seal(&self, committed: bool) {
-        for group in &self.groups {
-            let sealed = group.sealed.swap(0, Ordering::AcqRel);
+        let mut slot = self.sealed.write().unwrap_or_else(PoisonError::into_inner);
+        let sealed = slot.take();
+        for (group, sealed) in self.groups.iter().zip(sealed.iter().flatten()) {
             if !committed {
-                group.dirty.fetch_or(sealed, Ordering::AcqRel);
+                group.dirty.fetch_or(*sealed, Ordering::AcqRel);
             }
         }
     }
@@ -257,8 +271,9 @@ impl OverlaySegment {
     /// How many blocks are dirty, and how many hold data.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let mut counts = (0, 0);
-        for group in &self.groups {
-            let states = group.states();
+        let sealed = self.sealed();
+        for (number, group) in self.groups.iter().enumerate() {
+            let states = group.states(sealed(number));
             counts.0 += u64::from(states.dirty.count_ones());
             let data = |word: u64| u64::from((word & 0xaaaa_aaaa_aaaa_aaaa).count_ones());
             counts.1 += data(states.places[0]) + data(states.places[1]);

@@ -22,9 +22,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use env::entropy::{Entropy, SystemEntropy};
-use env::{File, FileSystem, OpenMode};
+use env::{Clock, File, FileSystem, OpenMode, SystemClock};
 use model::{ContentDigest, Error, Kind, Result};
 
 use crate::base::Base;
@@ -35,6 +36,8 @@ const GRANT_MAX: u64 = 64 << 20;
 const GRANT_SHARE: u64 = 16;
 /// Counted for each write beside its bytes: what presence and the file system's own notes may grow by.
 const BESIDES: u64 = 8 << 10;
+/// For how long nobody looks for room again where there was none.
+const REFUSAL_LASTS: Duration = Duration::from_millis(100);
 const TEXT_LEN_MAX: u64 = 64;
 
 /// A limit that is none.
@@ -55,6 +58,8 @@ pub(crate) struct Room {
     /// Ticks with each grant: coarse, so that reads seldom write down when they were.
     clock: Arc<AtomicU32>,
     counts: Evictions,
+    /// When there was no room, by the monotonic clock.
+    refused_at: Mutex<Option<Duration>>,
 }
 
 /// What this process may write.
@@ -117,6 +122,7 @@ impl Room {
             grant: OnceLock::new(),
             clock: Arc::new(AtomicU32::new(1)),
             counts: Evictions::default(),
+            refused_at: Mutex::default(),
         }
     }
 
@@ -144,6 +150,7 @@ impl Room {
     /// Sets the limit, from the next grant on.
     pub(crate) fn set_limit(&self, bytes: u64) {
         self.limit.store(bytes, Ordering::Relaxed);
+        self.look_again();
         self.account().granted = 0;
     }
 
@@ -240,6 +247,9 @@ impl Room {
         if let Some(reservation) = self.take(len) {
             return Ok(reservation);
         }
+        if self.was_refused_just_now() {
+            return Err(self.refused());
+        }
         let failed = |error| Error::io("make room", "for fetched blocks", error);
         let lock = self.lock().map_err(failed)?;
         // Another thread may have been granted something meanwhile.
@@ -251,9 +261,29 @@ impl Room {
         {
             return Ok(reservation);
         }
+        *self.refused_guard() = Some(SystemClock.monotonic());
+        Err(self.refused())
+    }
+
+    fn refused(&self) -> Error {
         self.counts.refused.fetch_add(1, Ordering::Relaxed);
-        Err(Error::new(Kind::Full, "keep fetched blocks", "on this host")
-            .because(format!("the limit of {} bytes for bases is reached", self.limit())))
+        Error::new(Kind::Full, "keep fetched blocks", "on this host")
+            .because(format!("the limit of {} bytes for bases is reached", self.limit()))
+    }
+
+    fn refused_guard(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.refused_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looking for room costs more than a fetch; where there was none, the next look can wait.
+    fn was_refused_just_now(&self) -> bool {
+        let refused_at = *self.refused_guard();
+        refused_at.is_some_and(|at| SystemClock.monotonic() < at + REFUSAL_LASTS)
+    }
+
+    /// Lets the next reservation look for room.
+    pub(crate) fn look_again(&self) {
+        *self.refused_guard() = None;
     }
 
     fn take(&self, len: u64) -> Option<Reservation<'_>> {

@@ -23,6 +23,7 @@ use env::{Clock, SystemClock};
 use format::mirror_log::{BLOCKS_PER_GROUP, GroupStates, Place};
 use model::block::{BLOCKS_PER_SEGMENT, blocks_in_segment};
 use model::changes::{ChangedBlocks, Changes};
+use model::device::Device;
 use model::{BLOCK_LEN, BlockRange, Error, Kind, Result, VersionId};
 
 use crate::live::LiveStates;
@@ -33,6 +34,8 @@ use crate::overlay::place_in;
 pub struct Sealed {
     mirror: Arc<Mirror>,
     parent: VersionId,
+    /// Bytes of the disk when it was sealed.
+    length: u64,
     segments: BTreeMap<u32, Vec<GroupStates>>,
     pause: Duration,
     ended: bool,
@@ -77,7 +80,8 @@ impl Mirror {
         self.sealed.store(true, Ordering::SeqCst);
         let parent = guard(&self.binding).parent.clone();
         let pause = clock.monotonic().saturating_sub(start);
-        Ok(Sealed { mirror: self.clone(), parent, segments, pause, ended: false })
+        let length = self.length();
+        Ok(Sealed { mirror: self.clone(), parent, length, segments, pause, ended: false })
     }
 
     fn allow_seal(&self) {
@@ -103,10 +107,10 @@ impl Mirror {
         let mut gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.check_syncs()?;
         let epoch = log.epoch() + 1;
-        let live = LiveStates::open(self.state.file_system(), &self.folder, epoch, self.length)
+        let live = LiveStates::open(self.state.file_system(), &self.folder, epoch, self.length())
             .map_err(|error| self.io_error("finish the commit", error))?;
         let before = std::mem::replace(&mut guard(&self.binding).parent, parent);
-        if let Err(error) = self.snapshot(&mut log, epoch, true) {
+        if let Err(error) = self.snapshot(&mut log, epoch, self.length(), true) {
             guard(&self.binding).parent = before;
             return Err(error);
         }
@@ -181,7 +185,7 @@ impl Sealed {
 
 impl Changes for Sealed {
     fn length(&self) -> u64 {
-        self.mirror.length
+        self.length
     }
 
     fn segments(&self) -> Vec<u32> {
@@ -190,7 +194,7 @@ impl Changes for Sealed {
 
     fn in_segment(&self, segment: u32) -> Result<Vec<ChangedBlocks>> {
         let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
-        let count = u64::from(blocks_in_segment(self.mirror.length, segment));
+        let count = u64::from(blocks_in_segment(self.length, segment));
         let mut changed = Vec::new();
         let mut at = first;
         while at < first + count {

@@ -9,19 +9,20 @@
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use env::{File, FileSystem, OpenMode};
 use format::mirror_log::LogBinding;
 use model::{ContentDigest, Error, Kind, LayoutDigest, MirrorName, Result, VersionId};
-use store::ChunkStore;
+use store::{CachedChunks, ChunkStore};
 
 use crate::background::Background;
 use crate::chunks::ChunkCache;
 use crate::fetch::{BaseView, Parts};
 use crate::live::LiveStates;
 use crate::log::{log_path, read_log};
+use crate::maps::MapCache;
 use crate::mirror::restore_states;
 use crate::patience::Reachability;
 use crate::room::{Room, UNLIMITED};
@@ -37,7 +38,7 @@ pub struct Binding {
     pub content: ContentDigest,
     /// The layout by which the base is read.
     pub layout: LayoutDigest,
-    /// Bytes of the disk.
+    /// Bytes of that version. A mirror's disk may be longer.
     pub length: u64,
 }
 
@@ -50,6 +51,8 @@ pub struct MirrorSummary {
     pub base: VersionId,
     /// What it is bound to; its parent is the version that the next commit follows.
     pub binding: Binding,
+    /// Bytes of its disk.
+    pub length: u64,
     /// Bytes that changed since the last commit.
     pub dirty_bytes: u64,
     /// Bytes of disk that its base takes; shared with other mirrors of that content.
@@ -89,6 +92,8 @@ struct Shared {
     path: PathBuf,
     room: Arc<Room>,
     chunks: Arc<ChunkCache>,
+    maps: Arc<MapCache>,
+    kept_chunks: OnceLock<Arc<store::ChunkCache>>,
     background: Arc<Background>,
     reachability: Arc<Reachability>,
 }
@@ -115,6 +120,8 @@ impl StateFolder {
             file_system,
             path,
             chunks: Arc::new(ChunkCache::new()),
+            maps: Arc::new(MapCache::new()),
+            kept_chunks: OnceLock::new(),
             background: Arc::new(background),
             reachability: Arc::default(),
         };
@@ -131,10 +138,60 @@ impl StateFolder {
         &self.shared.path
     }
 
+    /// Keeps chunks that are fetched from now on, compressed, in at most that many bytes of
+    /// `STATE/chunks`; what is there from before serves as soon as it was looked through. For stores
+    /// that are far: where one is a folder of this machine, it would only be copied. The first call
+    /// counts.
+    pub fn keep_chunks(&self, bytes: u64) {
+        let shared = &self.shared;
+        let cache = shared.kept_chunks.get_or_init(|| {
+            let folder = shared.path.join("chunks");
+            Arc::new(store::ChunkCache::new(shared.file_system.clone(), folder, bytes))
+        });
+        let cache = cache.clone();
+        let load = move || {
+            if let Err(error) = cache.load() {
+                tracing::warn!(folder = %cache.folder().display(), %error, "kept chunks are lost");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("chunk-cache".into()).spawn(load) {
+            tracing::debug!(%error, "kept chunks are not looked through");
+        }
+    }
+
+    /// The chunks that are kept compressed, if any are to be.
+    pub fn chunk_cache(&self) -> Option<&Arc<store::ChunkCache>> {
+        self.shared.kept_chunks.get()
+    }
+
     /// Limits the bytes of disk that all bases may take, in this process and, together with what others
     /// know, on this host. Without it there is no limit.
     pub fn limit_bases(&self, bytes: u64) {
         self.shared.room.set_limit(bytes);
+    }
+
+    /// The limit, if there is one.
+    pub fn base_limit(&self) -> Option<u64> {
+        let limit = self.shared.room.limit();
+        (limit != UNLIMITED).then_some(limit)
+    }
+
+    /// Lets the next fetch look for room, though the one before found none a moment ago.
+    pub fn look_for_room_again(&self) {
+        self.shared.room.look_again();
+    }
+
+    /// Evicts from bases until that many bytes are free, as far as possible. Returns how many are. For
+    /// other processes, which cannot evict what this one has open.
+    ///
+    /// # Errors
+    /// Those of the lock of the state folder.
+    pub fn make_room(&self, bytes: u64) -> Result<u64> {
+        let room = &self.shared.room;
+        let lock = room.lock().map_err(|error| {
+            Error::io("make room in", room.bases_folder().display().to_string(), error)
+        })?;
+        Ok(room.evict(&lock, bytes))
     }
 
     /// Numbers about the bases and their limit. Cost: that of [`StateFolder::base_bytes`].
@@ -147,7 +204,7 @@ impl StateFolder {
         let counts = room.counts();
         Ok(BaseNumbers {
             bytes: self.base_bytes()?,
-            limit_bytes: (room.limit() != UNLIMITED).then(|| room.limit()),
+            limit_bytes: self.base_limit(),
             evicted_bytes: of(&counts.bytes),
             evicted_segments: of(&counts.segments),
             evicted_bases: of(&counts.bases),
@@ -201,9 +258,8 @@ impl StateFolder {
         let file_system = self.file_system();
         let failed = |error| Error::io("inspect the mirror", name.as_str(), error);
         let (log, binding) = read_log(file_system, &folder, name.as_str())?;
-        let live =
-            LiveStates::look(file_system, &folder, log.epoch, binding.length).map_err(failed)?;
-        let states = restore_states(&log, binding.length, live.as_ref()).map_err(failed)?;
+        let live = LiveStates::look(file_system, &folder, log.epoch, log.length).map_err(failed)?;
+        let states = restore_states(&log, log.length, live.as_ref()).map_err(failed)?;
         let dirty_blocks: u64 = states.iter().map(|(_, segment)| segment.counts().0).sum();
         let mut host_bytes = log.end as u64;
         for file in 0..2 {
@@ -220,6 +276,7 @@ impl StateFolder {
         Ok(MirrorSummary {
             name: name.clone(),
             base: binding.base.clone(),
+            length: log.length,
             dirty_bytes: dirty_blocks * model::BLOCK_LEN as u64,
             fetched_bytes,
             host_bytes,
@@ -294,8 +351,13 @@ impl StateFolder {
         store: Arc<dyn ChunkStore>,
     ) -> Result<Arc<BaseView>> {
         let base = self.shared.room.open_base(content, length)?;
+        let store: Arc<dyn ChunkStore> = match self.chunk_cache() {
+            Some(cache) => Arc::new(CachedChunks::new(store, cache.clone())),
+            None => store,
+        };
         let parts = Parts {
             chunks: self.shared.chunks.clone(),
+            maps: self.shared.maps.clone(),
             background: self.shared.background.clone(),
             reachability: self.shared.reachability.clone(),
             room: self.shared.room.clone(),

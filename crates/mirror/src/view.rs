@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use format::mirror_log::Place;
+use model::boot_set::BootSet;
 use model::device::{Device, Extent, WholeFile, check_range};
 use model::{BLOCK_LEN, Error, Kind, Result};
 use store::ChunkStore;
@@ -50,9 +51,43 @@ impl ReadOnlyView {
         self.view.give_up();
     }
 
+    /// Brings a range, and fails where it cannot be kept: for whoever wants all of it here.
+    ///
+    /// # Errors
+    /// `Full` where there is no room; those of the store.
+    pub fn bring(&self, offset: u64, len: u64) -> Result<()> {
+        check_range("bring the version", self.length(), offset, len)?;
+        self.view.ensure_present(blocks_of(offset, len))
+    }
+
+    /// Bytes of a range that are no hole, as far as its maps were loaded.
+    pub fn data_len(&self, offset: u64, len: u64) -> u64 {
+        let blocks = by_segment(blocks_of(offset, len)).map(|(segment, blocks)| {
+            let map = self.view.loaded_map(segment);
+            let runs = map.as_ref().map_or(&[][..], |map| map.runs_in(blocks.start, blocks.end));
+            let within = |run: &model::Run| {
+                run.end_block().min(blocks.end) - run.first_block.max(blocks.start)
+            };
+            runs.iter().map(|run| u64::from(within(run))).sum::<u64>()
+        });
+        blocks.sum::<u64>() * BLOCK_LEN as u64
+    }
+
+    /// True where all of it is on this host. Cost: a look at every segment, and the map of each that
+    /// is not full of data.
+    pub fn is_complete(&self) -> bool {
+        self.view.is_complete()
+    }
+
     /// Makes what was fetched survive power loss. Not needed for anything but that.
     pub fn close(&self) -> Result<()> {
         self.view.base.checkpoint()
+    }
+
+    /// Brings the blocks of a working set in the background, as far as the version has them. Reads
+    /// overtake it.
+    pub fn prefetch_boot_set(&self, set: Arc<BootSet>) {
+        self.view.prefetch_boot_set(set);
     }
 
     pub(crate) fn base_view(&self) -> &BaseView {

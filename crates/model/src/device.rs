@@ -32,7 +32,7 @@ pub trait WholeFile: Send + Sync {
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 }
 
-/// A disk. Calls may come from many threads at once.
+/// A disk. Calls may come from many threads at once. It may become longer at any time, never shorter.
 ///
 /// Offsets and lengths are bytes and need no alignment. Every range must lie inside
 /// `0..length()`; otherwise the call fails with `Invalid` and nothing has happened. Two calls that
@@ -118,6 +118,13 @@ impl MemoryDevice {
     /// A read-only device with these bytes.
     pub fn read_only(bytes: Vec<u8>) -> Self {
         MemoryDevice { bytes: bytes.into(), read_only: true }
+    }
+
+    /// Makes it longer; what is added is zeros.
+    pub fn grow(&self, length: u64) {
+        let mut bytes = self.bytes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let length = bytes.len().max(length as usize);
+        bytes.resize(length, 0);
     }
 
     /// A copy of all bytes.

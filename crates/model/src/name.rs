@@ -2,7 +2,8 @@
 //!
 //! Image names are `[a-z0-9._-]` in components divided by `/`; no component is empty, `.` or `..`,
 //! or made of digits alone (those are version numbers), and `mirrors` is reserved, because in a
-//! FUSE mount images and versions are folders and files.
+//! FUSE mount images and versions are folders and files. `stages/KEY` are the stages of builds; no
+//! other name begins with `stages`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,6 +12,12 @@ use crate::{Error, Kind, Result};
 
 /// The longest name, in bytes.
 pub const NAME_LEN_MAX: usize = 200;
+
+/// What the names of the builder's stages begin with; a key follows.
+pub const STAGES: &str = "stages/";
+
+/// The characters of a stage's key: a digest in hexadecimal.
+const STAGE_KEY_LEN: usize = 64;
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
@@ -118,7 +125,15 @@ fn check_image(text: &str) -> Result<(), &'static str> {
     if text == "mirrors" || text.starts_with("mirrors/") {
         return Err("`mirrors` is reserved");
     }
+    if text == "stages" || text.strip_prefix(STAGES).is_some_and(|key| !is_stage_key(key)) {
+        return Err("`stages` is reserved: what follows is the key of a stage of a build");
+    }
     text.split('/').try_for_each(check_component)
+}
+
+fn is_stage_key(text: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == STAGE_KEY_LEN && text.bytes().all(digit)
 }
 
 fn check_component(text: &str) -> Result<(), &'static str> {
@@ -170,6 +185,9 @@ mod tests {
             "a b",
             "mirrors",
             "mirrors/x",
+            "stages",
+            "stages/x",
+            "stages/debian/x",
             "..",
             "a/../b",
             ".hidden",
@@ -182,6 +200,7 @@ mod tests {
             assert!(ImageName::new(bad).is_err(), "{bad}");
         }
         assert!(ImageName::new(&"a".repeat(201)).is_err());
+        assert!(ImageName::new(&format!("{STAGES}{}", "0a".repeat(32))).is_ok());
         assert!(TagName::new("a/b").is_err());
         assert!(TagName::new("stable").is_ok());
     }

@@ -8,6 +8,9 @@
 //! A version without a set of its own is served by that of the nearest version before it: what has
 //! not changed since lies in the same chunks.
 //!
+//! A version that was laid out anew has its blocks in other chunks: its sets are made again, with the
+//! same blocks in the same order, so that their pieces stay.
+//!
 //! **Not here**: who reads what (`mirror`), and when a boot is over (`host`).
 
 use std::collections::{HashMap, HashSet};
@@ -21,7 +24,8 @@ use model::boot_set::{
     BOOT_BLOCKS_MAX, BOOT_SOURCES_MAX, BootPiece, BootRead, BootSet, BootSource, FirstRead,
 };
 use model::{
-    BLOCK_LEN, BlockDigest, ChunkDigest, Error, Kind, Manifest, Result, Run, SegmentMap, VersionId,
+    BLOCK_LEN, BlockDigest, ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest,
+    Result, Run, SegmentMap, VersionId,
 };
 use store::{Chunk, ChunkStore};
 
@@ -66,17 +70,28 @@ impl Repository {
     /// # Errors
     /// Those of the catalog. A set that cannot be read is no set: the version is read without it.
     pub fn boot_set(&self, version: &VersionRecord, name: &str) -> Result<Option<FoundBootSet>> {
+        let Some(record) = self.boot_set_record(version, name)? else { return Ok(None) };
+        match self.chunks().boot_set(record.digest) {
+            Ok(set) => Ok(Some(FoundBootSet { record, set: Arc::new(set) })),
+            Err(error) => {
+                tracing::warn!("{}", error.chain());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Which working set serves a version: its own, or that of the nearest version before it. Cost: a
+    /// few questions to the catalog.
+    pub fn boot_set_record(
+        &self,
+        version: &VersionRecord,
+        name: &str,
+    ) -> Result<Option<BootSetRecord>> {
         let mut version = version.clone();
         for _ in 0..ANCESTORS_MAX {
             let sets = self.catalog.boot_sets(version.facts.content)?;
             if let Some(record) = sets.into_iter().find(|set| set.name == name) {
-                return Ok(match self.chunks().boot_set(record.digest) {
-                    Ok(set) => Some(FoundBootSet { record, set: Arc::new(set) }),
-                    Err(error) => {
-                        tracing::warn!("{}", error.chain());
-                        None
-                    }
-                });
+                return Ok(Some(record));
             }
             let Some(parent) = version.facts.parent else { return Ok(None) };
             version = match self.catalog.version(&parent.into()) {
@@ -117,7 +132,7 @@ impl Repository {
         let own = self.catalog.boot_sets(content)?.into_iter().find(|set| set.name == name);
         let before = own.as_ref().and_then(|own| self.chunks().boot_set(own.digest).ok());
         let earlier = before.iter().flat_map(|set| set.reads()).map(|read| read.read);
-        let mut maker = Maker::new(self, &version, lease.id())?;
+        let mut maker = Maker::new(self, version.facts.layout, lease.id())?;
         for read in earlier.chain(reads.iter().copied()) {
             maker.add(read)?;
         }
@@ -126,6 +141,24 @@ impl Repository {
         let record = BootSetRecord { content, name: name.to_string(), digest, boots };
         self.catalog.set_boot_set(lease.id(), &record)?;
         Ok(record)
+    }
+
+    /// Makes the sets of a content that was laid out anew fit that layout. Sets that cannot be read
+    /// stay as they are.
+    ///
+    /// Cost: the chunks of the sets' blocks; what is put is the sets themselves, without their pieces.
+    pub(crate) fn follow_layout(&self, content: ContentDigest, layout: LayoutDigest) -> Result<()> {
+        for before in self.catalog.boot_sets(content)? {
+            let Ok(set) = self.chunks().boot_set(before.digest) else { continue };
+            let lease = self.begin_lease()?;
+            let mut maker = Maker::new(self, layout, lease.id())?;
+            for read in set.reads() {
+                maker.add(read.read)?;
+            }
+            let digest = maker.finish()?;
+            self.catalog.set_boot_set(lease.id(), &BootSetRecord { digest, ..before })?;
+        }
+        Ok(())
     }
 }
 
@@ -148,10 +181,10 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(repository: &'a Repository, version: &VersionRecord, lease: LeaseId) -> Result<Self> {
+    fn new(repository: &'a Repository, layout: LayoutDigest, lease: LeaseId) -> Result<Self> {
         Ok(Maker {
             repository,
-            manifest: repository.chunks().manifest(version.facts.layout)?,
+            manifest: repository.chunks().manifest(layout)?,
             lease,
             packer: Packer::start(repository.destination_of(lease)),
             packed_len: 0,

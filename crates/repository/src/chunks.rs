@@ -19,7 +19,7 @@ use model::{
 };
 use quick_cache::sync::Cache;
 use rayon::prelude::*;
-use store::{Chunk, ChunkStore, PackName, PackStore};
+use store::{Chunk, ChunkStore, PackName, PackStore, StoredChunk};
 
 use crate::touched;
 
@@ -82,11 +82,20 @@ impl RepositoryChunks {
         digest: EntryDigest,
         take: impl Fn(Vec<u8>) -> Result<T>,
     ) -> Result<T> {
+        self.at_its_place(what, digest, |place| self.read_at(what, kind, place).and_then(&take))
+    }
+
+    /// Does what reads an entry at its place; at its place of now where it is not there any more.
+    fn at_its_place<T>(
+        &self,
+        what: &'static str,
+        digest: EntryDigest,
+        read: impl Fn(&Location) -> Result<T>,
+    ) -> Result<T> {
         let place = match self.places.get(&digest) {
             Some(place) => place,
             None => self.look_up(what, digest)?,
         };
-        let read = |place: &Location| self.read_at(what, kind, place).and_then(&take);
         let is_damage = |error: &Error| matches!(error.kind(), Kind::NotFound | Kind::Corrupt);
         match read(&place) {
             Err(error) if is_damage(&error) => {
@@ -128,6 +137,22 @@ impl RepositoryChunks {
     /// Reads and unpacks an entry. What comes back has the right length; its digest is checked by
     /// the caller, who knows how it is made.
     fn read_at(&self, what: &'static str, kind: EntryKind, place: &Location) -> Result<Vec<u8>> {
+        let (encoding, stored) = self.read_stored(what, kind, place)?;
+        match encoding {
+            // As it is: no copy of what is long already.
+            Encoding::Plain if stored.len() == place.entry.plain_len as usize => Ok(stored),
+            _ => decode(encoding, &stored, place.entry.plain_len)
+                .map_err(|error| damaged(what, place, &error.to_string())),
+        }
+    }
+
+    /// Reads the stored bytes of an entry, which may be any.
+    fn read_stored(
+        &self,
+        what: &'static str,
+        kind: EntryKind,
+        place: &Location,
+    ) -> Result<(Encoding, Vec<u8>)> {
         let entry = &place.entry;
         let damaged = |reason: &str| damaged(what, place, reason);
         if entry.kind != kind as u8 {
@@ -138,12 +163,7 @@ impl RepositoryChunks {
         let name = PackName::new(&place.pack_name)?;
         let stored = self.packs.read(&name, entry.offset, entry.stored_len as usize)?;
         self.read_len.fetch_add(u64::from(entry.stored_len), Ordering::Relaxed);
-        match encoding {
-            // As it is: no copy of what is long already.
-            Encoding::Plain if stored.len() == entry.plain_len as usize => Ok(stored),
-            _ => decode(encoding, &stored, entry.plain_len)
-                .map_err(|error| damaged(&error.to_string())),
-        }
+        Ok((encoding, stored))
     }
 
     /// An error about an entry, with the versions that refer to it, as far as they are found quickly.
@@ -187,6 +207,11 @@ impl RepositoryChunks {
     pub fn boot_set(&self, digest: EntryDigest) -> Result<BootSet> {
         let bytes = self.hashed("read the boot working set", EntryKind::BootSet, digest)?;
         Ok(decode_boot_set(&bytes)?)
+    }
+
+    /// The document of a digest.
+    pub fn document(&self, digest: EntryDigest) -> Result<Vec<u8>> {
+        self.hashed("read the document", EntryKind::Document, digest)
     }
 
     /// Reads and unpacks boot pieces that lie one behind the other in one pack.
@@ -256,6 +281,16 @@ impl ChunkStore for RepositoryChunks {
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
         let what = "read the chunk";
         self.entry(what, EntryKind::Chunk, chunk.0, |plain| Chunk::verify(chunk, plain))
+    }
+
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
+        let what = "read the chunk";
+        self.at_its_place(what, chunk.0, |place| {
+            let (encoding, bytes) = self.read_stored(what, EntryKind::Chunk, place)?;
+            let plain = decode(encoding, &bytes, place.entry.plain_len)
+                .map_err(|error| damaged(what, place, &error.to_string()))?;
+            Ok((Chunk::verify(chunk, plain)?, Some(StoredChunk { encoding, bytes })))
+        })
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

@@ -10,10 +10,10 @@ use model::progress::{Cancel, Progress};
 use model::source::DiskSource;
 use model::{
     BLOCK_LEN, ContentDigest, Error, ImageName, Kind, NamedVersion, PublicationRecord, Reference,
-    Result, Selector, TagName, VersionKind, VersionNumber,
+    Result, Selector, TagName, VersionId, VersionKind, VersionNumber,
 };
 
-use catalog::{Condition, LeaseId, Publication, VersionFacts, VersionRecord};
+use catalog::{Condition, EntryDigest, LeaseId, Publication, VersionFacts, VersionRecord};
 
 use crate::layout::{LaidOut, Layout, Plan};
 use crate::lease::{COLLECT_TIME_TO_LIVE, Lease, Purpose};
@@ -60,12 +60,36 @@ impl Repository {
     /// that its lease has expired: import again.
     pub fn import(&self, source: &mut dyn DiskSource, request: &ImportRequest) -> Result<Imported> {
         request.progress.expect(source.data_len_hint());
-        let length_hint = source.length_hint();
         let lease = self.begin_lease()?;
         let catalog_len = self.catalog.statistics()?.catalog_len;
+        let (laid_out, facts, record) = self.lay_out_source(source, request, None, &lease)?;
+        let version = self.publish(
+            lease,
+            &Publication {
+                image: request.image.clone(),
+                facts,
+                based_on: None,
+                tag: request.tag.clone(),
+                condition: Condition::Any,
+                record,
+            },
+        )?;
+        self.imported(version, &laid_out, catalog_len)
+    }
+
+    /// Lays a source out as a version made from `parent`: everything that it refers to is durable
+    /// then.
+    pub(crate) fn lay_out_source(
+        &self,
+        source: &mut dyn DiskSource,
+        request: &ImportRequest,
+        parent: Option<&VersionId>,
+        lease: &Lease,
+    ) -> Result<(LaidOut, VersionFacts, Option<EntryDigest>)> {
+        let length_hint = source.length_hint();
         let mut layout = Layout::new(
             self,
-            self.destination(&lease),
+            self.destination(lease),
             Plan {
                 kind: request.kind,
                 kept: Vec::new(),
@@ -94,7 +118,7 @@ impl Repository {
             data_len: laid_out.data_block_count * BLOCK_LEN as u64,
             content: laid_out.content,
             layout: laid_out.layout,
-            parent: None,
+            parent: parent.cloned(),
             origin: request.origin.clone(),
         };
         let (laid_out, record) = layout.finish_with_record(length, |laid_out| {
@@ -102,18 +126,7 @@ impl Repository {
         })?;
         request.cancel.check("import", &request.origin)?;
         let facts = facts(&laid_out);
-        let version = self.publish(
-            lease,
-            &Publication {
-                image: request.image.clone(),
-                facts,
-                based_on: None,
-                tag: request.tag.clone(),
-                condition: Condition::Any,
-                record,
-            },
-        )?;
-        self.imported(version, &laid_out, catalog_len)
+        Ok((laid_out, facts, record))
     }
 
     fn imported(

@@ -22,6 +22,8 @@ use model::digest::DIGEST_LEN;
 use model::{BlockDigest, Error, Kind, Realm, Result};
 use store::{PackName, PackStore};
 
+use crate::background::Crew;
+
 /// Plain bytes of the data chunks of one pack.
 pub const PACK_DATA_LEN: u64 = 16 << 20;
 
@@ -82,6 +84,7 @@ pub struct Destination {
 /// Takes entries, makes packs.
 pub struct Packer {
     level: i32,
+    crew: Crew,
     jobs: Option<Sender<Job>>,
     visible: Receiver<PackId>,
     thread: Option<JoinHandle<Result<Written>>>,
@@ -93,8 +96,9 @@ impl Packer {
         let level = destination.compression_level;
         let (jobs, queue) = bounded(IN_FLIGHT_MAX);
         let (announce, visible) = unbounded();
-        let thread = std::thread::spawn(move || pack_all(&destination, &queue, &announce));
-        Packer { level, jobs: Some(jobs), visible, thread: Some(thread) }
+        let crew = Crew::of_this_thread();
+        let thread = std::thread::spawn(move || pack_all(&destination, crew, &queue, &announce));
+        Packer { level, crew, jobs: Some(jobs), visible, thread: Some(thread) }
     }
 
     /// Takes one entry. Waits while too many are on their way.
@@ -108,7 +112,7 @@ impl Packer {
             stored,
         };
         let (plain, level) = (entry.plain, self.level);
-        rayon::spawn(move || {
+        self.crew.spawn(move || {
             // Nobody waits for it any more when the pack thread has failed.
             let _ = sender.send(encode(level, &plain));
         });
@@ -170,7 +174,12 @@ pub(crate) fn encode(level: i32, plain: &[u8]) -> (Encoding, Vec<u8>) {
     })
 }
 
-fn pack_all(to: &Destination, queue: &Receiver<Job>, announce: &Sender<PackId>) -> Result<Written> {
+fn pack_all(
+    to: &Destination,
+    crew: Crew,
+    queue: &Receiver<Job>,
+    announce: &Sender<PackId>,
+) -> Result<Written> {
     let mut written = Written::default();
     let mut builder = PackBuilder::new();
     for job in queue {
@@ -189,21 +198,26 @@ fn pack_all(to: &Destination, queue: &Receiver<Job>, announce: &Sender<PackId>) 
             Job::EndOfPack if builder.is_empty() => {}
             Job::EndOfPack => {
                 let full = std::mem::replace(&mut builder, PackBuilder::new());
-                let _ = announce.send(put(to, full, &mut written)?);
+                let _ = announce.send(put(to, crew, full, &mut written)?);
             }
         }
     }
     if !builder.is_empty() {
-        put(to, builder, &mut written)?;
+        put(to, crew, builder, &mut written)?;
     }
     Ok(written)
 }
 
 /// Makes a pack durable, then visible. In that order: nothing refers to bytes that are not durable.
-fn put(to: &Destination, builder: PackBuilder, written: &mut Written) -> Result<PackId> {
+fn put(
+    to: &Destination,
+    crew: Crew,
+    builder: PackBuilder,
+    written: &mut Written,
+) -> Result<PackId> {
     let finished = builder.finish();
     let name = PackName::new(&to.entropy.name())?;
-    to.packs.put(&name, &finished.bytes)?;
+    crew.run(|| to.packs.put(&name, &finished.bytes))?;
     let pack = describe(&name, &to.realm, &finished);
     let id = to.catalog.add_pack(to.lease, &pack).inspect_err(|error| {
         // Only where the catalog has surely not taken it: after another error the row may be there

@@ -13,7 +13,7 @@ use model::block::{SEGMENT_LEN, blocks_in_segment};
 use model::changes::Changes;
 use model::{
     BLOCK_LEN, BlockDigest, ChunkDigest, Error, ImageName, Kind, Manifest, Result, SegmentEntry,
-    SegmentMap,
+    SegmentMap, VersionKind,
 };
 use store::ChunkStore;
 
@@ -66,6 +66,10 @@ impl Repository {
         (image, origin): (&ImageName, &str),
         mut advance: impl FnMut(u64) -> Result<()>,
     ) -> Result<Rebuilt> {
+        if parent.facts.kind != VersionKind::Disk {
+            return Err(Error::new(Kind::Invalid, "change", parent.id.to_string())
+                .because("it is no disk: a machine's memory and record belong together"));
+        }
         let mut layout = Layout::new(
             self,
             self.destination(lease),

@@ -19,7 +19,9 @@ pub struct Statistics {
     pub unique_len: u64,
     /// What the repository takes on disk, everything counted.
     pub stored_len: u64,
-    /// The part of `stored_len` that is not data: maps, manifests, lists, catalog.
+    /// The part of `stored_len` that boot working sets take, which are copies.
+    pub boot_set_len: u64,
+    /// The part of `stored_len` that is neither: maps, manifests, lists, catalog.
     pub metadata_len: u64,
     /// The part of `metadata_len` that finds duplicates and places: the catalog.
     pub index_len: u64,
@@ -49,7 +51,10 @@ impl Repository {
             data_len: counted.data_len,
             unique_len: counted.unique_len,
             stored_len,
-            metadata_len: stored_len.saturating_sub(counted.unique_stored_len),
+            boot_set_len: counted.boot_set_len,
+            metadata_len: stored_len
+                .saturating_sub(counted.unique_stored_len)
+                .saturating_sub(counted.boot_set_len),
             index_len: counted.catalog_len,
         })
     }

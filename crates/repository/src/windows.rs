@@ -16,6 +16,8 @@ use model::source::DiskSource;
 use model::{BLOCK_LEN, BlockDigest, BlockRange, Error, Kind, Result};
 use rayon::prelude::*;
 
+use crate::background::Crew;
+
 /// How many windows go round.
 const WINDOW_COUNT: usize = 4;
 
@@ -224,7 +226,8 @@ pub fn run(
     }
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || read_all(&mut source, &empty, &read));
-        scope.spawn(move || digest_all(&to_digest, &digested));
+        let crew = Crew::of_this_thread();
+        scope.spawn(move || digest_all(crew, &to_digest, &digested));
         let consumed = to_consume.iter().try_for_each(|window: Window| {
             consume(&window)?;
             // The reader may have ended: then nobody needs the window.
@@ -254,9 +257,9 @@ fn read_all(
     Ok(())
 }
 
-fn digest_all(to_digest: &Receiver<Window>, digested: &Sender<Window>) {
+fn digest_all(crew: Crew, to_digest: &Receiver<Window>, digested: &Sender<Window>) {
     for mut window in to_digest {
-        window.digest();
+        crew.run(|| window.digest());
         if digested.send(window).is_err() {
             break;
         }

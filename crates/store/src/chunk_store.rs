@@ -2,10 +2,20 @@
 
 use std::sync::Arc;
 
+use format::Encoding;
 use model::boot_set::BootPiece;
 use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
 
 use crate::Chunk;
+
+/// A chunk's bytes as they are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// How they are stored.
+    pub encoding: Encoding,
+    /// The stored bytes.
+    pub bytes: Vec<u8>,
+}
 
 /// Reads verified chunks, maps and manifests by digest. Calls may come from many threads at once.
 ///
@@ -30,6 +40,12 @@ pub trait ChunkStore: Send + Sync {
 
     /// Reads one chunk whole.
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk>;
+
+    /// Reads one chunk whole, with its bytes as they are stored where that is known: for whoever keeps
+    /// them.
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
+        self.chunk(chunk).map(|chunk| (chunk, None))
+    }
 
     /// Reads pieces of a boot working set, in the order asked; those that lie one behind the other
     /// come in one request.

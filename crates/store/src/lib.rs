@@ -8,11 +8,13 @@
 //! | [`memory`] | packs in memory, for tests |
 //! | [`memory_chunks`] | versions in memory, for tests |
 //! | [`chunk_store`] | the trait that mirrors and exports read from: verified chunks, maps, manifests |
+//! | [`chunk_cache`] | chunks that a host keeps near, before a store |
 //! | [`chunk`] | a chunk that was digested on the way in |
 //!
 //! **Not here**: where a chunk lies (that is `catalog`'s), and how packs are laid out (`format`'s).
 
 pub mod chunk;
+pub mod chunk_cache;
 pub mod chunk_store;
 pub mod decorate;
 pub mod directory;
@@ -21,7 +23,8 @@ pub mod memory_chunks;
 pub mod pack_store;
 
 pub use chunk::Chunk;
-pub use chunk_store::ChunkStore;
+pub use chunk_cache::{CachedChunks, ChunkCache, ChunkCacheNumbers};
+pub use chunk_store::{ChunkStore, StoredChunk};
 pub use decorate::{DecoratedPackStore, Fault, Lasting, LinkSpeed};
 pub use directory::DirectoryPackStore;
 pub use memory::MemoryPackStore;

@@ -10,7 +10,7 @@
 //! read once before, so that every byte is in the page cache, unless a row says that it was dropped.
 //! Each writes to a file of its own.
 
-mod fio;
+pub mod fio;
 mod table;
 
 use std::path::{Path, PathBuf};

@@ -6,10 +6,14 @@
 //!                                 `--NBD--> qemu-nbd, fresh copy of the file   each round
 //! ```
 //!
+//! [`link`] replays it once more, the repository behind a link.
+//!
 //! **Invariants**: a mirror has a state folder of its own each round, so nothing is present; both
 //! answer the same bytes, which a digest of the first 512 of each read checks where requests go one by one.
 
 mod client;
+mod kernel;
+mod link;
 mod recorder;
 pub(super) mod trace;
 
@@ -68,28 +72,15 @@ const WAYS: &[Way] = &[
 
 fn run(session: &mut Session) -> Result<()> {
     let disk = inputs::disks(session)?.remove(0);
-    let calls = match session.size {
-        Size::Small => made_up(),
-        Size::Full => boot_trace(session, &disk)?,
-    };
-    let length = disk.metadata().map(|meta| meta.len()).unwrap_or(0);
-    client::check(&calls, length)?;
-    let place = Place {
-        larder: inputs::larder(session, "larder")?,
-        state: session.folder.path().join("larder/state"),
-        copy: session.folder.path().join("copy.raw"),
-        sockets: inputs::sockets()?,
-        disk,
-        calls,
-    };
-    place.larder.json(&["import", inputs::text(&place.disk)?, "image"])?;
+    let calls = trace_of(session, &disk)?;
+    let place = Place::new(session, "larder", &disk, calls)?;
     let rounds = if session.size == Size::Full { 9 } else { 1 };
     for way in WAYS {
         // Only root may empty the page cache, and nobody should in a test run.
         if way.cold && (session.size == Size::Small || !rustix::process::geteuid().is_root()) {
             continue;
         }
-        if way.set {
+        if way.set && !place.has_set() {
             place.record_set()?;
         }
         let digests = RefCell::new(Vec::new());
@@ -108,7 +99,7 @@ fn run(session: &mut Session) -> Result<()> {
         }
     }
     say(session, &place.calls);
-    Ok(())
+    link::run(session, &place)
 }
 
 /// What the rounds share.
@@ -119,6 +110,24 @@ struct Place {
     sockets: tempfile::TempDir,
     disk: PathBuf,
     calls: Vec<Call>,
+}
+
+impl Place {
+    /// A repository of its own, with the disk in it.
+    fn new(session: &Session, name: &str, disk: &Path, calls: Vec<Call>) -> Result<Place> {
+        let length = disk.metadata().map(|meta| meta.len()).unwrap_or(0);
+        client::check(&calls, length)?;
+        let place = Place {
+            larder: inputs::larder(session, name)?,
+            state: session.folder.path().join(name).join("state"),
+            copy: session.folder.path().join("copy.raw"),
+            sockets: inputs::sockets()?,
+            disk: disk.to_path_buf(),
+            calls,
+        };
+        place.larder.json(&["import", inputs::text(disk)?, "image"])?;
+        Ok(place)
+    }
 }
 
 type Columns = Vec<(&'static str, f64)>;
@@ -144,11 +153,12 @@ impl Place {
         Ok(columns)
     }
 
-    /// Records the trace as the version's boot working set, unless that was done.
+    fn has_set(&self) -> bool {
+        self.larder.json(&["boot-set", "show", "image"]).is_ok()
+    }
+
+    /// Records the trace as the version's boot working set.
     fn record_set(&self) -> Result<()> {
-        if self.larder.json(&["boot-set", "show", "image"]).is_ok() {
-            return Ok(());
-        }
         inputs::remove(&self.state)?;
         let socket = self.sockets.path().join("mirror");
         let attached = self.larder.attach_with("image", "fresh", &socket, &["--record", "boot"])?;
@@ -196,24 +206,45 @@ fn rest(cold: bool) -> Result<()> {
     Ok(())
 }
 
+/// The calls that a bench replays: of a real boot, or made up for a small disk.
+pub(super) fn trace_of(session: &mut Session, disk: &Path) -> Result<Vec<Call>> {
+    match session.size {
+        Size::Small => Ok(made_up()),
+        Size::Full => boot_trace(session, disk, Boot::FromDisk),
+    }
+}
+
+/// Where a guest's kernel comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Boot {
+    /// From the disk, by a boot loader.
+    FromDisk,
+    /// From the host, with its initrd, as clouds and micro virtual machines do it.
+    KernelGiven,
+}
+
 /// The calls of a boot up to the login prompt: as recorded before, or recorded now.
-fn boot_trace(session: &mut Session, disk: &Path) -> Result<Vec<Call>> {
+fn boot_trace(session: &mut Session, disk: &Path, boot: Boot) -> Result<Vec<Call>> {
     let stem = disk.file_stem().unwrap_or_default().to_string_lossy();
-    let kept = workspace::target().join("images").join(format!("{stem}.trace"));
+    let (ending, attachment) = match boot {
+        Boot::FromDisk => ("trace", "boot.trace"),
+        Boot::KernelGiven => ("kernel-given.trace", "kernel-given.trace"),
+    };
+    let kept = workspace::target().join("images").join(format!("{stem}.{ending}"));
     let calls = match fs::read_to_string(&kept) {
         Ok(text) => trace::from_text(&text)?,
         Err(_) => {
-            let calls = record(session, disk)?;
+            let calls = record(session, disk, boot)?;
             fs::write(&kept, trace::to_text(&calls))
                 .map_err(|source| Error::io("write", kept.display().to_string(), source))?;
             calls
         }
     };
-    session.attachments.push(("boot.trace", trace::to_text(&calls)));
+    session.attachments.push((attachment, trace::to_text(&calls)));
     Ok(calls)
 }
 
-fn record(session: &Session, disk: &Path) -> Result<Vec<Call>> {
+fn record(session: &Session, disk: &Path, boot: Boot) -> Result<Vec<Call>> {
     println!("recording a boot");
     let copy = session.folder.path().join("recorded.raw");
     let sockets = inputs::sockets()?;
@@ -225,7 +256,11 @@ fn record(session: &Session, disk: &Path) -> Result<Vec<Call>> {
     let export = Export { name: String::new(), device, description: String::new() };
     let server = NbdServer::start(&Address::Unix(socket.clone()), vec![export])?;
     let drive = Drive::NbdUnix { socket, export: String::new(), read_only: false };
-    let mut guest = Guest::start(&GuestConfig::new(vec![drive], Console::Scripted))?;
+    let mut config = GuestConfig::new(vec![drive], Console::Scripted);
+    if boot == Boot::KernelGiven {
+        config.extra_arguments = kernel::arguments(disk, session.folder.path())?;
+    }
+    let mut guest = Guest::start(&config)?;
     let registered = process::register(guest.pid())?;
     guest.console()?.wait_for("login: ", images::BOOT_MAX)?;
     let calls = recorder.calls();

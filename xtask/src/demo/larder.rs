@@ -21,6 +21,8 @@ pub struct Larder {
     binary: PathBuf,
     repository: PathBuf,
     state: PathBuf,
+    /// The link that the repository's packs are behind.
+    link: Option<String>,
 }
 
 /// A JSON answer, whose missing keys are errors.
@@ -63,12 +65,23 @@ impl Answer {
 impl Larder {
     /// A larder that keeps everything under `folder`.
     pub fn new(binary: PathBuf, folder: &Path) -> Larder {
-        Larder { binary, repository: folder.join("repository"), state: folder.join("state") }
+        let [repository, state] = ["repository", "state"].map(|name| folder.join(name));
+        Larder { binary, repository, state, link: None }
+    }
+
+    /// The same, its packs behind a link: `rate=125MB,delay=1ms`.
+    #[must_use]
+    pub fn over_link(&self, link: &str) -> Larder {
+        let (binary, repository) = (self.binary.clone(), self.repository.clone());
+        Larder { binary, repository, state: self.state.clone(), link: Some(link.to_owned()) }
     }
 
     fn prepare(&self, mut command: Command, arguments: &[&str]) -> Command {
         command.args(arguments);
         command.env("LARDER_REPO", &self.repository).env("LARDER_STATE", &self.state);
+        if let Some(link) = &self.link {
+            command.env("LARDER_LINK", link);
+        }
         command
     }
 

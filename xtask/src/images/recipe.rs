@@ -1,5 +1,7 @@
 //! What an image is made of.
 
+use super::verify::{self, VERIFY};
+
 /// What an image is made of. Everything that decides its content is in its text.
 pub struct Recipe {
     /// A short name, also the guest's host name.
@@ -59,6 +61,44 @@ pub const NGINX: Recipe = Recipe {
     state: State::Own,
 };
 
+/// The minimal one with QEMU's guest agent, for commits that freeze the guest's file systems.
+pub const AGENT: Recipe = Recipe {
+    name: "agent",
+    suite: "bookworm",
+    packages: &[
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "kmod",
+        "iproute2",
+        "linux-image-cloud-amd64",
+        "qemu-guest-agent",
+    ],
+    disk_mib: 2048,
+    boot_mib: 63,
+    state: State::Own,
+};
+
+/// The same with cloud-init and an SSH server.
+pub const CLOUD: Recipe = Recipe {
+    name: "cloud",
+    suite: "bookworm",
+    packages: &[
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "kmod",
+        "iproute2",
+        "linux-image-cloud-amd64",
+        "cloud-init",
+        "netplan.io",
+        "openssh-server",
+    ],
+    disk_mib: 2048,
+    boot_mib: 63,
+    state: State::Own,
+};
+
 impl Recipe {
     /// Everything that decides the image's content.
     fn text(&self) -> String {
@@ -71,7 +111,15 @@ impl Recipe {
         if *state != State::Own {
             text += &format!(" {state:?}");
         }
+        for (name, mode, content) in self.files() {
+            text += &format!(" {name:?} {mode:o} {content:?}");
+        }
         text
+    }
+
+    /// Its files beside those of packages: name, mode, text.
+    pub fn files(&self) -> &'static [(&'static str, u32, &'static str)] {
+        if self.name == VERIFY.name { verify::FILES } else { &[] }
     }
 
     fn key(&self) -> blake3::Hash {

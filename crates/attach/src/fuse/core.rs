@@ -74,6 +74,11 @@ impl Core {
         }
     }
 
+    /// See [`Tree::read_ahead_len_max`].
+    pub(crate) fn read_ahead_len_max(&self) -> Option<u32> {
+        self.tree.read_ahead_len_max()
+    }
+
     fn node(&self, number: u64) -> Answer<Node> {
         lock(&self.nodes).get(number).ok_or(Errno::ESTALE)
     }
@@ -184,7 +189,9 @@ impl Core {
         let tree = &self.tree;
         let mut first = false;
         let opened = match &node {
-            Node::Version(_) if writable => return Err(Errno::EROFS),
+            Node::Version(_) if writable && !tree.versions_are_mapped() => {
+                return Err(Errno::EROFS);
+            }
             Node::Version(version) => {
                 let open = || tree.open_version(version);
                 let pass = |device: &dyn Device| self.offer.pass(device, register);
@@ -201,7 +208,7 @@ impl Core {
         };
         let (handle, file) = answer(opened)?;
         let read_only = file.device.is_read_only();
-        if writable && read_only {
+        if writable && read_only && matches!(node, Node::Mirror(_)) {
             drop(file);
             self.release(handle);
             return Err(Errno::EROFS);

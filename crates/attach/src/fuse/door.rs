@@ -42,6 +42,8 @@ pub(crate) struct Owner {
     pub(crate) uid: u32,
     /// Group.
     pub(crate) gid: u32,
+    /// Who may open versions, and how.
+    pub(crate) version_mode: u16,
 }
 
 /// A file system for `fuser`.
@@ -69,7 +71,7 @@ impl Door {
 fn attributes(look: &Look, owner: Owner) -> FileAttr {
     let folder = look.node.is_folder();
     let (kind, perm) = match look.node {
-        Node::Version(_) => (FileType::RegularFile, 0o440),
+        Node::Version(_) => (FileType::RegularFile, owner.version_mode),
         Node::Mirror(_) => (FileType::RegularFile, 0o660),
         _ => (FileType::Directory, 0o550),
     };
@@ -152,7 +154,8 @@ impl Filesystem for Door {
             let _ = config.add_capabilities(wish);
         }
         let _ = config.set_max_write(REQUEST_LEN_MAX);
-        if let Err(most) = config.set_max_readahead(REQUEST_LEN_MAX) {
+        let read_ahead_len = self.core.read_ahead_len_max().unwrap_or(REQUEST_LEN_MAX);
+        if let Err(most) = config.set_max_readahead(read_ahead_len) {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(BACKGROUND_MAX);

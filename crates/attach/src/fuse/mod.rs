@@ -51,6 +51,8 @@ mod core;
 mod door;
 mod errno;
 mod files;
+#[cfg(test)]
+mod hostile;
 mod ioctl;
 pub mod mount;
 mod mount_table;

@@ -99,7 +99,10 @@ impl FuseMount {
     pub fn mount(folder: &Path, tree: Arc<dyn Tree>) -> Result<FuseMount> {
         let folder = canonical(folder)?;
         clear_dead(&folder)?;
-        let owner = check_folder(&folder)?;
+        let mut owner = check_folder(&folder)?;
+        if tree.versions_are_mapped() {
+            owner.version_mode = 0o660;
+        }
         let acl = access();
         let (fd, helper) = attach(&folder, acl)?;
         let mut config = Config::default();
@@ -236,7 +239,7 @@ fn check_folder(folder: &Path) -> Result<Owner> {
             .because(reason)
             .hint("name an empty folder"));
     }
-    Ok(Owner { uid: metadata.uid(), gid: metadata.gid() })
+    Ok(Owner { uid: metadata.uid(), gid: metadata.gid(), version_mode: 0o440 })
 }
 
 /// Everyone, as far as the files' modes let them, or the owner only.

@@ -36,6 +36,18 @@ pub trait Tree: Send + Sync {
     /// `NotFound` where there is no such version.
     fn open_version(&self, version: &VersionId) -> Result<Arc<dyn Device>>;
 
+    /// True where the files of versions may be opened for writing, by those who only map them for
+    /// themselves and have no other way to ask for that. Writes, truncations and punched holes are
+    /// refused all the same.
+    fn versions_are_mapped(&self) -> bool {
+        false
+    }
+
+    /// The most bytes that the kernel reads ahead; none: as much as it likes.
+    fn read_ahead_len_max(&self) -> Option<u32> {
+        None
+    }
+
     /// The mirrors that the mount shows.
     ///
     /// # Errors
@@ -52,7 +64,7 @@ pub trait Tree: Send + Sync {
     }
 
     /// Opens a mirror. Called at the first open of its file; the device is dropped at the last
-    /// release. Its length must not change meanwhile.
+    /// release. It may become longer meanwhile, not shorter.
     ///
     /// # Errors
     /// `NotFound` where there is no such mirror, `Refused` where another has it.

@@ -4,9 +4,9 @@ use model::BLOCK_LEN;
 use model::device::Device;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_GEOMETRY,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -32,6 +32,11 @@ pub(super) const RANGE_COUNT_MAX: u32 = 64;
 pub(super) const RANGE_SECTOR_COUNT_MAX: u32 = 1 << 21;
 /// Bytes of the block that the store works in, as a power of two of the sector.
 const PHYSICAL_BLOCK_EXPONENT: u8 = (BLOCK_LEN as u64 / SECTOR_LEN).trailing_zeros() as u8;
+/// The shape that firmware and old boot loaders divide sector numbers by, as QEMU makes it up: heads,
+/// sectors of a track, and the most cylinders. Without one syslinux, for example, does not start.
+const HEAD_COUNT: u32 = 16;
+const TRACK_SECTOR_COUNT: u32 = 63;
+const CYLINDER_COUNT_MAX: u64 = 16383;
 /// Bytes of what a guest may read; what is not said is 0.
 const CONFIG_LEN: usize = 256;
 
@@ -40,6 +45,7 @@ pub(super) fn features(device: &dyn Device) -> u64 {
     let always = [
         VIRTIO_BLK_F_SIZE_MAX,
         VIRTIO_BLK_F_SEG_MAX,
+        VIRTIO_BLK_F_GEOMETRY,
         VIRTIO_BLK_F_BLK_SIZE,
         VIRTIO_BLK_F_FLUSH,
         VIRTIO_BLK_F_TOPOLOGY,
@@ -63,6 +69,7 @@ pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::INFLIGHT_SHMFD
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::BACKEND_REQ
 }
 
 /// Whole sectors of a device; what is left over at its end is not shown to a guest.
@@ -77,6 +84,9 @@ pub(super) fn bytes(device: &dyn Device) -> [u8; CONFIG_LEN] {
     put(0, &sector_count(device).to_le_bytes());
     put(8, &SEGMENT_LEN_MAX.to_le_bytes());
     put(12, &DATA_SEGMENT_COUNT_MAX.to_le_bytes());
+    let cylinders = sector_count(device) / u64::from(HEAD_COUNT * TRACK_SECTOR_COUNT);
+    put(16, &(cylinders.clamp(2, CYLINDER_COUNT_MAX) as u16).to_le_bytes());
+    put(18, &[HEAD_COUNT as u8, TRACK_SECTOR_COUNT as u8]);
     put(20, &(SECTOR_LEN as u32).to_le_bytes());
     put(24, &[PHYSICAL_BLOCK_EXPONENT]);
     let blocks = 1u16 << PHYSICAL_BLOCK_EXPONENT;

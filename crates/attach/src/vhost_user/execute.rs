@@ -47,8 +47,6 @@ pub(super) struct Outcome {
 pub(super) struct Disk {
     device: Arc<dyn Device>,
     id: [u8; ID_LEN],
-    /// Whole sectors.
-    length: u64,
 }
 
 impl Disk {
@@ -56,8 +54,12 @@ impl Disk {
         let mut id = [0; ID_LEN];
         let len = name.len().min(ID_LEN);
         id[..len].copy_from_slice(&name.as_bytes()[..len]);
-        let length = config::sector_count(&*device) * SECTOR_LEN;
-        Disk { device, id, length }
+        Disk { device, id }
+    }
+
+    /// Bytes of whole sectors, as they are now.
+    fn length(&self) -> u64 {
+        config::sector_count(&*self.device) * SECTOR_LEN
     }
 
     pub(super) fn device(&self) -> &dyn Device {
@@ -104,7 +106,7 @@ impl Disk {
     fn range(&self, request: &Request) -> Result<(u64, u64), Status> {
         let len = request.len();
         let offset = request.sector.checked_mul(SECTOR_LEN).ok_or(Status::Failed)?;
-        let inside = offset.checked_add(len).is_some_and(|end| end <= self.length);
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.length());
         if !inside || !len.is_multiple_of(SECTOR_LEN) {
             tracing::debug!("a request of {len} bytes at sector {} is refused", request.sector);
             return Err(Status::Failed);
@@ -219,7 +221,7 @@ impl Disk {
         }
         let offset = sector.checked_mul(SECTOR_LEN).ok_or(Status::Failed)?;
         let len = u64::from(count) * SECTOR_LEN;
-        let inside = offset.checked_add(len).is_some_and(|end| end <= self.length);
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.length());
         if !inside || count > RANGE_SECTOR_COUNT_MAX {
             return Err(Status::Failed);
         }

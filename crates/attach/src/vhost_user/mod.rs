@@ -15,6 +15,7 @@
 //! | `chain` | descriptors to segments |
 //! | `request` | segments to a request |
 //! | `execute` | one request on the device |
+//! | `backchannel` | telling the front end that the disk has become longer |
 //! | `memory` | the guest's memory, mapped |
 //! | `config` | features, and what the guest reads about the disk |
 //!
@@ -36,6 +37,7 @@
 //!
 //! **Source**: virtio 1.2, 2.7 and 5.2; `docs/interop/vhost-user.rst` of QEMU.
 
+mod backchannel;
 mod chain;
 mod config;
 mod execute;

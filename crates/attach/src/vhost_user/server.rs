@@ -15,6 +15,7 @@ use model::{Error, Result};
 use rustix::net::Shutdown;
 use vhost::vhost_user::BackendReqHandler;
 
+use super::backchannel::Backchannel;
 use super::execute::Disk;
 use super::session::Session;
 use crate::socket_file::{self, SocketFile};
@@ -42,6 +43,7 @@ struct Shared {
 struct State {
     is_stopping: bool,
     connection: Option<Arc<UnixStream>>,
+    backchannel: Option<Backchannel>,
 }
 
 impl Shared {
@@ -80,6 +82,18 @@ impl VhostUserServer {
     /// The socket that it listens on.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Tells the front end that the disk has become longer. True where it was told, and so its guest
+    /// is; otherwise it learns of it when it connects again.
+    pub fn announce_length(&self) -> bool {
+        let state = self.shared.lock();
+        let Some(backchannel) = &state.backchannel else { return false };
+        let told = backchannel.announce();
+        if let Err(error) = &told {
+            tracing::debug!("a vhost-user front end does not hear of a new length: {error}");
+        }
+        told.is_ok()
     }
 
     /// Stops accepting, answers what is under way, ends the connection, joins all threads and
@@ -135,7 +149,8 @@ fn accept(shared: &Shared) {
                 if catch_unwind(AssertUnwindSafe(|| serve(shared, stream, ours))).is_err() {
                     tracing::error!("a panic in a vhost-user connection; closing it");
                 }
-                shared.lock().connection = None;
+                let mut state = shared.lock();
+                (state.connection, state.backchannel) = (None, None);
             }
             Err(error) => {
                 tracing::warn!("a vhost-user connection could not be accepted: {error}");
@@ -148,9 +163,13 @@ fn accept(shared: &Shared) {
 
 /// Serves one connection from its first message to its last.
 fn serve(shared: &Shared, stream: UnixStream, ours: Arc<UnixStream>) {
-    let session = Arc::new(Mutex::new(Session::new(shared.disk.clone(), ours)));
+    let session = Arc::new(Mutex::new(Session::new(shared.disk.clone(), ours.clone())));
     let mut messages = BackendReqHandler::from_stream(stream, session);
     loop {
+        // Where it cannot be looked at, handling it says why.
+        if let Some(brought) = Backchannel::look(&ours).unwrap_or_default() {
+            shared.lock().backchannel = Some(brought);
+        }
         if let Err(error) = messages.handle_request() {
             tracing::debug!("a vhost-user connection ended: {error}");
             return;

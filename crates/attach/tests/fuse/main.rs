@@ -6,6 +6,7 @@
 mod mounted;
 
 mod files;
+mod hostile;
 mod ioctls;
 mod mounting;
 mod passthrough;

@@ -4,11 +4,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
@@ -94,7 +96,8 @@ impl Guest {
         let wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::BACKEND_REQ;
         let wanted = wanted & frontend.get_protocol_features()?;
         frontend.set_protocol_features(wanted)?;
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -136,6 +139,31 @@ impl Guest {
         }
         self.frontend = Some(frontend);
         Ok(())
+    }
+
+    /// Writes into the in-flight region, as a front end that keeps it may.
+    pub fn put_inflight(&self, at: u64, bytes: &[u8]) {
+        let (_, file) = self.inflight.as_ref().unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+
+    /// Takes a file for the in-flight region that no server has made.
+    pub fn give_inflight(&mut self, len: u64, claimed_len: u64, is_sealed: bool) {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create("inflight", flags).unwrap());
+        file.set_len(len).unwrap();
+        if is_sealed {
+            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        }
+        self.inflight = Some((VhostUserInflight::new(claimed_len, 0, 1, QUEUE_SIZE), file));
+    }
+
+    /// Gives the server a socket to speak to, and returns the other end.
+    pub fn listen(&mut self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let frontend = self.frontend.as_mut().unwrap();
+        frontend.set_backend_request_fd(&theirs).unwrap();
+        ours
     }
 
     /// What the disk says of itself.

@@ -1,5 +1,6 @@
 //! What a guest sees, connections one after the other, and servers that are killed.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -22,8 +23,37 @@ fn a_guest_reads_how_long_the_disk_is_and_how_it_wants_to_be_used() {
     let field = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
     assert_eq!((field(0), field(4)), (80, 0));
     assert_eq!((field(20), config[24]), (512, 3));
+    assert_eq!(config[16..20], [2, 0, 16, 63], "a shape that boot loaders divide by");
     assert!(guest.features & 1 << 9 != 0 && guest.features & 1 << 5 == 0);
     assert!(guest.features & 1 << 11 == 0, "a write-back cache that can be switched off");
+}
+
+#[test]
+fn a_guest_is_told_that_its_disk_became_longer_and_uses_what_was_added() {
+    let device = Arc::new(MemoryDevice::new(vec![3; 8 * 512]));
+    let served = Served::new(device.clone());
+    assert!(!served.server().announce_length(), "nobody is there to be told");
+    let mut guest = served.guest();
+    assert!(!served.server().announce_length(), "it gave no socket to be told by");
+    let mut ear = guest.listen();
+    assert_eq!(guest.call(client::READ, 8, &[0; 512]).0, 1);
+    device.grow(16 * 512 + 100);
+    assert!(served.server().announce_length());
+    let mut message = [0_u8; 12];
+    ear.read_exact(&mut message).unwrap();
+    let word = |at: usize| u32::from_ne_bytes(message[at..at + 4].try_into().unwrap());
+    assert_eq!((word(0), word(4), word(8)), (2, 1, 0), "a change of the configuration");
+    assert_eq!(guest.config()[..8], 16u64.to_le_bytes());
+    assert_eq!(guest.call(client::WRITE, 15, &[7; 512]).0, 0);
+    assert_eq!(guest.call(client::READ, 15, &[0; 512]), (0, vec![7; 512]));
+    assert_eq!(guest.call(client::READ, 16, &[0; 512]).0, 1);
+    // Whoever does not listen holds nobody up, and the next guest is asked anew.
+    while served.server().announce_length() {}
+    assert_eq!(guest.call(client::READ, 0, &[0; 512]), (0, vec![3; 512]));
+    guest.disconnect();
+    let mut next = served.guest();
+    assert!(!served.server().announce_length());
+    assert_eq!(next.config()[..8], 16u64.to_le_bytes());
 }
 
 #[test]

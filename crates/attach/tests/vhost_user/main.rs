@@ -32,6 +32,10 @@ impl Served {
         guest
     }
 
+    fn server(&self) -> &VhostUserServer {
+        &self.server
+    }
+
     fn path(&self) -> PathBuf {
         self.server.path().to_path_buf()
     }

@@ -7,8 +7,9 @@ use model::name::LabelKey;
 use model::{ImageName, Result, TagName, VersionId, VersionNumber};
 use sqlx::{Row, SqliteConnection};
 
-use super::boot_sets;
 use super::failure::Failure;
+use super::roots;
+use super::versions;
 use super::versions::{damaged, image_name, image_not_found, labels, version_number};
 use crate::records::{ImageFilter, ImageRecord};
 
@@ -108,13 +109,16 @@ pub(super) async fn remove(
     image: &ImageName,
 ) -> Result<Vec<VersionId>, Failure> {
     let id = existing(connection, image).await?;
+    for version in versions::all(connection, image).await? {
+        versions::require_unneeded(connection, &version.id, Some(id)).await?;
+    }
     sqlx::query("DELETE FROM label WHERE image = ?1").bind(id).execute(&mut *connection).await?;
     let mut removed: Vec<i64> =
         sqlx::query_scalar("DELETE FROM version WHERE image = ?1 RETURNING number")
             .bind(id)
             .fetch_all(&mut *connection)
             .await?;
-    boot_sets::forget_unused(connection).await?;
+    roots::forget_unused(connection).await?;
     removed.sort_unstable();
     let versions = removed
         .into_iter()

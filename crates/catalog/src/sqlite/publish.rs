@@ -2,7 +2,8 @@
 
 use env::Timestamp;
 use model::{
-    ContentDigest, Error, ImageName, Kind, LayoutDigest, Result, Selector, VersionId, VersionNumber,
+    ContentDigest, Error, ImageName, Kind, LayoutDigest, Result, Selector, VersionId, VersionKind,
+    VersionNumber,
 };
 use sqlx::SqliteConnection;
 
@@ -14,7 +15,7 @@ use crate::records::{Condition, EntryDigest, LeaseId, Publication, VersionFacts,
 
 const PUBLISH: &str = "publish";
 
-/// Makes a version exist, makes the packs of the lease nobody's, ends the lease.
+/// Makes a version exist and ends the lease.
 pub(super) async fn publish(
     connection: &mut SqliteConnection,
     lease: LeaseId,
@@ -22,6 +23,34 @@ pub(super) async fn publish(
     publication: &Publication,
 ) -> Result<VersionRecord, Failure> {
     leases::require_alive(connection, lease, now, PUBLISH).await?;
+    let version = add(connection, lease, now, publication, &publication.facts).await?;
+    leases::end(connection, lease).await?;
+    Ok(version)
+}
+
+/// Makes a disk exist, and the machine that stands on it.
+pub(super) async fn publish_machine(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+    now: Timestamp,
+    [disk, machine]: [&Publication; 2],
+) -> Result<[VersionRecord; 2], Failure> {
+    leases::require_alive(connection, lease, now, PUBLISH).await?;
+    let stands_on = add(connection, lease, now, disk, &disk.facts).await?;
+    let facts = VersionFacts { parent: Some(stands_on.id.clone()), ..machine.facts.clone() };
+    let booted = add(connection, lease, now, machine, &facts).await?;
+    leases::end(connection, lease).await?;
+    Ok([stands_on, booted])
+}
+
+/// Makes a version exist, and the packs of the lease nobody's.
+async fn add(
+    connection: &mut SqliteConnection,
+    lease: LeaseId,
+    now: Timestamp,
+    publication: &Publication,
+    facts: &VersionFacts,
+) -> Result<VersionRecord, Failure> {
     require_base(connection, publication).await?;
     match publication.condition {
         Condition::Any => {}
@@ -33,7 +62,7 @@ pub(super) async fn publish(
     release_packs(connection, lease).await?;
     let version = NewVersion {
         image: &publication.image,
-        facts: &publication.facts,
+        facts,
         record: publication.record,
         operation: PUBLISH,
     };
@@ -41,7 +70,6 @@ pub(super) async fn publish(
     if let Some(tag) = &publication.tag {
         put_tag(connection, image, number, tag).await?;
     }
-    leases::end(connection, lease).await?;
     newest(connection, &publication.image).await
 }
 
@@ -54,11 +82,12 @@ pub(super) async fn clone_version(
 ) -> Result<VersionRecord, Failure> {
     let source = find(connection, &from.clone().into()).await?;
     require_new(connection, image, "clone to").await?;
-    let facts = VersionFacts {
-        parent: Some(from.clone()),
-        origin: format!("clone {from}"),
-        ..source.facts
+    // A machine's parent is the disk that it stands on, and a copy of it stands there too.
+    let parent = match source.facts.kind {
+        VersionKind::Machine => source.facts.parent.clone(),
+        _ => Some(from.clone()),
     };
+    let facts = VersionFacts { parent, origin: format!("clone {from}"), ..source.facts };
     let version = NewVersion { image, facts: &facts, record: None, operation: "clone to" };
     version.insert(connection, now).await?;
     newest(connection, image).await

@@ -6,7 +6,7 @@ use sqlx::{Row, SqliteConnection};
 use super::failure::Failure;
 use crate::records::CatalogStatistics;
 
-/// Counts and sums, from the rows of versions and packs: entries and hooks are not read.
+/// Counts and sums, from the rows of versions and packs: of entries and hooks only boot working sets are read.
 pub(super) async fn statistics(
     connection: &mut SqliteConnection,
 ) -> Result<CatalogStatistics, Failure> {
@@ -23,6 +23,8 @@ pub(super) async fn statistics(
                         coalesce(sum(entry_count), 0) AS entry_count,
                         coalesce(sum(hook_count), 0) AS hook_count
                    FROM pack),
+                (SELECT coalesce(sum(stored_len), 0) AS boot_set_len
+                   FROM entry WHERE kind IN (6, 7)),
                 (SELECT page_count * page_size AS catalog_len
                    FROM pragma_page_count, pragma_page_size)",
     )
@@ -39,6 +41,7 @@ pub(super) async fn statistics(
         pack_len: row.try_get("pack_len")?,
         entry_count: row.try_get("entry_count")?,
         hook_count: row.try_get("hook_count")?,
+        boot_set_len: row.try_get("boot_set_len")?,
         catalog_len: row.try_get("catalog_len")?,
     })
 }

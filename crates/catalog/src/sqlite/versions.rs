@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
 use super::failure::Failure;
-use super::{boot_sets, near};
+use super::{near, roots};
 use crate::records::{VersionFacts, VersionRecord};
 
 /// Everything of a version in one row; the condition comes after.
@@ -146,6 +146,7 @@ pub(super) async fn remove(
     version: &VersionId,
 ) -> Result<(), Failure> {
     let image = image_of(connection, version).await?;
+    require_unneeded(connection, version, None).await?;
     // Its tags go with it: ON DELETE CASCADE.
     sqlx::query("DELETE FROM version WHERE image = ?1 AND number = ?2")
         .bind(image)
@@ -159,7 +160,32 @@ pub(super) async fn remove(
     .bind(image)
     .execute(&mut *connection)
     .await?;
-    boot_sets::forget_unused(connection).await
+    roots::forget_unused(connection).await
+}
+
+/// Checks that no machine stands on a version, but for those of an image that goes with it.
+pub(super) async fn require_unneeded(
+    connection: &mut SqliteConnection,
+    version: &VersionId,
+    leaving: Option<i64>,
+) -> Result<(), Failure> {
+    let machine: Option<(String, i64)> = sqlx::query_as(
+        "SELECT i.name, v.number FROM version v JOIN image i ON i.id = v.image
+          WHERE v.kind = ?1 AND v.parent_image = ?2 AND v.parent_number = ?3
+            AND v.image IS NOT ?4 ORDER BY i.name, v.number LIMIT 1",
+    )
+    .bind(number_of_kind(VersionKind::Machine))
+    .bind(version.image.as_str())
+    .bind(version.version.get().cast_signed())
+    .bind(leaving)
+    .fetch_optional(connection)
+    .await?;
+    let Some((name, number)) = machine else { return Ok(()) };
+    let machine = format!("{name}@{number}");
+    Err(Error::new(Kind::Refused, "remove", version.to_string())
+        .because(format!("it is the disk of the machine {machine}"))
+        .hint(format!("remove the machine first: `larder remove {machine}`"))
+        .into())
 }
 
 /// Why a reference means nothing: no such image, or no such version or tag of it.

@@ -1,6 +1,4 @@
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use attach::nbd::Address;
@@ -10,6 +8,8 @@ use mirror::{Patience, StateFolder};
 use model::{Error, Kind, MirrorName, Reference, Result};
 
 use crate::arguments::Format;
+use crate::commands::background;
+use crate::commands::length::Length;
 use crate::context::Context;
 use crate::interrupt::Waiter;
 use crate::output::{human_len, print_json, print_line};
@@ -39,6 +39,10 @@ pub struct Attach {
     /// Serve a virtio disk to QEMU or Cloud Hypervisor (vhost-user-blk) on a Unix socket.
     #[arg(long, value_name = "SOCKET")]
     vhost_user: Option<PathBuf>,
+    /// Make the disk longer than the version, or than the mirror was: 40GiB. What is added reads as
+    /// zeros; commits keep the length. It never gets shorter.
+    #[arg(long)]
+    length: Option<Length>,
     /// Take no writes at any door.
     #[arg(long)]
     read_only: bool,
@@ -53,9 +57,6 @@ pub struct Attach {
     #[arg(long)]
     detach: bool,
 }
-
-/// Set in the environment of a larder that serves in the background.
-const IN_BACKGROUND: &str = "LARDER_IN_BACKGROUND";
 
 impl Attach {
     pub fn run(self, context: &Context) -> Result<()> {
@@ -79,6 +80,8 @@ impl Attach {
             },
             patience,
             record: self.record,
+            length: self.length.map(|length| length.0),
+            client: None,
         };
         // From here on a signal detaches.
         let waiter = Waiter::new()?;
@@ -92,7 +95,7 @@ impl Attach {
             };
         }
         match self.detach {
-            true => serve_in_background(),
+            true => background::start("attach"),
             false => serve(context, &request, waiter),
         }
     }
@@ -100,11 +103,8 @@ impl Attach {
 
 /// Serves a mirror in this process until it is detached.
 fn serve(context: &Context, request: &AttachRequest, mut waiter: Waiter) -> Result<()> {
-    if std::env::var_os(IN_BACKGROUND).is_some() {
-        // Away from the terminal, whose end would end this. It fails where that is done already.
-        let _ = rustix::process::setsid();
-    }
-    let owner = Owner::start(context.repository()?, state_folder(context), request)?;
+    background::leave_terminal();
+    let owner = Owner::start(context.repository()?, limited_state_folder(context)?, request)?;
     print_ready(&owner.ready(), context.format)?;
     let handle = owner.handle();
     let wake = waiter.waker();
@@ -164,6 +164,17 @@ pub fn state_folder(context: &Context) -> StateFolder {
     StateFolder::new(std::sync::Arc::new(RealFileSystem), &context.state.path)
 }
 
+/// This host's state folder, its caches within their limits: for whoever reads versions.
+pub fn limited_state_folder(context: &Context) -> Result<StateFolder> {
+    let state = state_folder(context);
+    let limits = context.cache_limits(&state)?;
+    state.limit_bases(limits.bases);
+    if limits.chunks > 0 {
+        state.keep_chunks(limits.chunks);
+    }
+    Ok(state)
+}
+
 fn print_ready(ready: &Ready, format: Format) -> Result<()> {
     if format == Format::Json {
         let document = serde_json::to_value(ready)
@@ -183,38 +194,4 @@ fn print_ready(ready: &Ready, format: Format) -> Result<()> {
         human_len(ready.length_bytes),
         doors.join(" and ")
     ))
-}
-
-/// Starts the same command without `--detach` in a session of its own, and passes its line on.
-fn serve_in_background() -> Result<()> {
-    let failed = |error| Error::io("start", "larder in the background", error);
-    let program = std::env::current_exe().map_err(failed)?;
-    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--detach");
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env(IN_BACKGROUND, "1")
-        .spawn()
-        .map_err(failed)?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).map_err(failed)?;
-    }
-    if !line.is_empty() {
-        return print_line(line.trim_end());
-    }
-    // It ended without a line: what it said on stderr is what there is to say.
-    let output = child.wait_with_output().map_err(failed)?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    // Warnings may stand before it.
-    let mut lines = text.lines().skip_while(|line| !line.starts_with("larder: "));
-    let reason =
-        lines.next().unwrap_or("it ended early").trim_start_matches("larder: ").to_string();
-    let error = Error::new(Kind::Unavailable, "attach", "in the background").because(reason);
-    Err(match lines.next().and_then(|line| line.strip_prefix("hint: ")) {
-        Some(hint) => error.hint(hint),
-        None => error,
-    })
 }

@@ -10,7 +10,8 @@ use sd_notify::NotifyState;
 use serde_json::json;
 
 use crate::arguments::Format;
-use crate::commands::attach::{parse_address, state_folder};
+use crate::commands::attach::{limited_state_folder, parse_address};
+use crate::commands::length::Length;
 use crate::context::{Context, open_repository};
 use crate::interrupt::Waiter;
 use crate::output::{Log, print_json, print_line};
@@ -39,6 +40,10 @@ struct HostRun {
     /// (127.0.0.1:9100) or a Unix socket (a path).
     #[arg(long, value_name = "SOCKET_OR_ADDR", value_parser = parse_address)]
     metrics: Option<Address>,
+    /// Keep the boot working sets of all images on this host, within this much of its disk: see
+    /// `larder boot-set sync`.
+    #[arg(long, value_name = "SIZE")]
+    stock_limit: Option<Length>,
     /// How the log on stderr looks.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     log: LogFormat,
@@ -74,14 +79,16 @@ impl HostRun {
         // From here on a signal ends it as it should.
         let mut waiter = Waiter::new()?;
         let repo = context.repo.path.clone();
+        let trusted = context.trusted()?;
         let repository = std::path::absolute(&repo)
             .map_err(|error| Error::io("open the repository", repo.display().to_string(), error))?;
         context.refuse_urls()?;
         let daemon = Daemon::start(DaemonOptions {
             file_system: Arc::new(RealFileSystem),
-            state: state_folder(context),
+            state: limited_state_folder(context)?,
             repository: repository.clone(),
-            open_repository: Box::new(move || open_repository(&repository)),
+            stock_len_max: self.stock_limit.map(|limit| limit.0),
+            open_repository: Box::new(move || Ok(open_repository(&repository)?.trusting(&trusted))),
         })?;
         let scrape = self
             .metrics

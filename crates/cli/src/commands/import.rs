@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::arguments::Format;
 use crate::context::Context;
-use crate::interrupt::cancel_flag;
+use crate::interrupt::{cancel_flag, cancel_signal};
 use crate::output::{human_len, print_facts, print_json};
 
 /// Make a disk file the next version of an image.
@@ -37,7 +37,11 @@ pub struct Import {
 impl Import {
     pub fn run(self, context: &Context) -> Result<()> {
         let start = SystemClock.monotonic();
-        let options = OpenOptions { format: self.input_format, allow_backing: self.allow_backing };
+        let options = OpenOptions {
+            format: self.input_format,
+            allow_backing: self.allow_backing,
+            interrupt: Some(cancel_signal()?),
+        };
         let mut source = open_source(&self.file, &options)?;
         let repository = context.repository_or_new()?;
         let progress = context.progress(&format!("import {}", self.image));

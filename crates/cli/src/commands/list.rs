@@ -1,5 +1,5 @@
 use catalog::ImageFilter;
-use model::name::LabelKey;
+use model::name::{LabelKey, STAGES};
 use model::{Error, Kind, Result};
 use serde_json::json;
 
@@ -16,6 +16,9 @@ pub struct List {
     /// Only images with this text in name, tags, labels or origin.
     #[arg(long, value_name = "TEXT")]
     search: Option<String>,
+    /// The stages of builds, too; `larder stages list` tells more of them.
+    #[arg(long)]
+    stages: bool,
 }
 
 /// Reads `key=value`.
@@ -31,7 +34,8 @@ impl List {
     pub fn run(self, context: &Context) -> Result<()> {
         let repository = context.repository()?;
         let filter = ImageFilter { labels: self.label, search: self.search };
-        let images = repository.catalog().images(&filter)?;
+        let mut images = repository.catalog().images(&filter)?;
+        images.retain(|image| self.stages || !image.name.as_str().starts_with(STAGES));
         if context.format == Format::Json {
             let images: Vec<_> = images
                 .iter()

@@ -1,7 +1,10 @@
 //! One file per command. The doc comment of a command's arguments is its manual.
 
 mod attach;
+mod background;
+mod bake;
 mod boot_set;
+mod build;
 mod clone;
 mod collect;
 mod commit;
@@ -9,24 +12,34 @@ mod completions;
 mod create;
 mod detach;
 mod export;
+mod guests;
 mod host;
 mod import;
+mod key;
 mod label;
-mod length;
+pub mod length;
 mod list;
 mod man;
 mod mirrors;
+mod pin;
 mod read;
+mod recipe;
 mod remove;
 mod report;
+mod resize;
+mod resume;
 mod run;
 mod scrub;
 mod settings;
 mod show;
+mod sign;
+mod stages;
 mod stats;
 mod stream;
 mod tag;
 mod write;
+
+pub use sign::read_key;
 
 use clap::Subcommand;
 use model::Result;
@@ -50,14 +63,25 @@ pub enum Command {
     Tag(tag::Tag),
     Clone(clone::Clone),
     Remove(remove::Remove),
+    Key(key::Key),
+    Sign(sign::Sign),
+    Verify(sign::Verify),
     Attach(attach::Attach),
     Detach(detach::Detach),
     Mirrors(mirrors::Mirrors),
     Commit(commit::Commit),
+    Resize(resize::Resize),
     Run(run::Run),
+    Build(build::Build),
+    Recipe(recipe::Recipe),
+    Stages(stages::Stages),
+    Bake(bake::Bake),
+    Resume(resume::Resume),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
     Report(report::Report),
     Collect(collect::Collect),
     Stats(stats::Stats),
@@ -92,14 +116,25 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Tag(command) => command.run(&context),
         Command::Clone(command) => command.run(&context),
         Command::Remove(command) => command.run(&context),
+        Command::Key(command) => command.run(&context),
+        Command::Sign(command) => command.run(&context),
+        Command::Verify(command) => command.run(&context),
         Command::Attach(command) => command.run(&context),
         Command::Detach(command) => command.run(&context),
         Command::Mirrors(command) => command.run(&context),
         Command::Commit(command) => command.run(&context),
+        Command::Resize(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
+        Command::Build(command) => command.run(&context),
+        Command::Recipe(command) => command.run(&context),
+        Command::Stages(command) => command.run(&context),
+        Command::Bake(command) => command.run(&context),
+        Command::Resume(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),
+        Command::Pin(command) => command.run(&context),
+        Command::Unpin(command) => command.run(&context),
         Command::Report(command) => command.run(&context),
         Command::Collect(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),

@@ -1,15 +1,16 @@
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use attach::nbd::Address;
 use env::{Entropy, SystemEntropy};
 use guest::{Accelerator, Console, Drive, Guest, GuestConfig, Network};
-use host::{AttachRequest, DoorOptions, Owner};
+use host::{AttachRequest, Client, DoorOptions};
 use mirror::Patience;
 use model::{Error, Kind, MirrorName, Reference, Result};
 
-use crate::commands::attach::state_folder;
+use crate::commands::attach::limited_state_folder;
+use crate::commands::guests::{Served, SocketFolder, parse_accelerator};
 use crate::commands::length::Length;
 use crate::context::Context;
 use crate::interrupt::Waiter;
@@ -26,6 +27,9 @@ pub struct Run {
     /// Keep the mirror under this name.
     #[arg(long, value_name = "NAME")]
     mirror: Option<MirrorName>,
+    /// Make the disk longer than the version, or than the mirror was: 40GiB. It never gets shorter.
+    #[arg(long)]
+    length: Option<Length>,
     /// The guest's memory.
     #[arg(long, default_value = "1GiB")]
     memory: Length,
@@ -55,61 +59,44 @@ impl Run {
         // From here on a signal ends the guest, and the mirror goes as it should.
         let mut waiter = Waiter::new()?;
         let socket = SocketFolder::make()?;
+        let state = limited_state_folder(context)?;
         let request = AttachRequest {
             reference: Some(self.reference),
             mirror: mirror.clone(),
             doors: DoorOptions {
-                nbd: Some(Address::Unix(socket.path())),
+                nbd: Some(Address::Unix(socket.socket())),
                 ..DoorOptions::default()
             },
             patience: Patience::Unlimited,
             record: None,
+            length: self.length.map(|length| length.0),
+            // Killed, it cannot detach; a daemon then does so itself.
+            client: Some(Client::this_process(!is_kept)?),
         };
-        let served = Served::start(context, &request)?;
-        let drive =
-            Drive::NbdUnix { socket: socket.path(), export: mirror.to_string(), read_only: false };
-        let config = GuestConfig {
-            memory_mib,
-            cpus: self.cpus,
-            accelerator: self.accel,
-            network: Network::User,
-            extra_arguments: self.qemu,
-            ..GuestConfig::new(vec![drive], Console::Terminal)
-        };
-        let ended = run_guest(&config, &mut waiter);
-        let stopped = served.stop(context, &mirror, !is_kept);
+        let served = Served::start(&context.repo.path, || context.repository(), &state, &request)?;
+        let ended = host::quiesce::listen_for_agent(&state, &mirror).and_then(|agent| {
+            let export = mirror.to_string();
+            let drive = Drive::NbdUnix { socket: socket.socket(), export, read_only: false };
+            let config = GuestConfig {
+                memory_mib,
+                cpus: self.cpus,
+                accelerator: self.accel,
+                network: Network::User,
+                guest_agent: Some(Arc::new(agent)),
+                extra_arguments: self.qemu,
+                ..GuestConfig::new(vec![drive], Console::Terminal)
+            };
+            run_guest(&config, &mut waiter)
+        });
+        // A mirror that is kept has no guest now.
+        let _ = std::fs::remove_file(host::quiesce::agent_socket(&state, &mirror));
+        let stopped = served.stop(|| context.repository(), &state, &mirror, !is_kept);
         let status = ended?;
         stopped?;
         match status.success() {
             true => Ok(()),
             false => Err(Error::new(Kind::Unavailable, "run", mirror.as_str())
                 .because(format!("QEMU ended with {status}"))),
-        }
-    }
-}
-
-/// The mirror of a guest: served here, or by this host's daemon.
-enum Served {
-    Here(Owner),
-    ByDaemon,
-}
-
-impl Served {
-    fn start(context: &Context, request: &AttachRequest) -> Result<Self> {
-        let state = state_folder(context);
-        if host::client::attach(&state, &context.repo.path, request)?.is_some() {
-            return Ok(Served::ByDaemon);
-        }
-        Owner::start(context.repository()?, state, request).map(Served::Here)
-    }
-
-    fn stop(self, context: &Context, mirror: &MirrorName, discard: bool) -> Result<()> {
-        match self {
-            Served::Here(owner) => owner.stop(discard),
-            Served::ByDaemon => {
-                let state = state_folder(context);
-                host::mirrors::detach(&state, mirror, discard, || context.repository()).map(drop)
-            }
         }
     }
 }
@@ -129,35 +116,4 @@ fn run_guest(config: &GuestConfig, waiter: &mut Waiter) -> Result<ExitStatus> {
         status
     });
     status.ok_or_else(|| Error::new(Kind::Bug, "run", "the guest").because("QEMU never ended"))
-}
-
-fn parse_accelerator(word: &str) -> Result<Accelerator> {
-    Accelerator::parse(word).ok_or_else(|| {
-        Error::new(Kind::Invalid, "use the accelerator", format!("`{word}`"))
-            .because("it is neither `kvm` nor `tcg`")
-    })
-}
-
-/// A private folder for the socket between larder and QEMU; gone when dropped.
-struct SocketFolder(PathBuf);
-
-impl SocketFolder {
-    fn make() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("larder-{}", &SystemEntropy.name()[..16]));
-        let failed = |error| Error::io("make the folder", folder.display().to_string(), error);
-        let mut builder = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&folder).map_err(failed)?;
-        Ok(SocketFolder(folder))
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.join("nbd")
-    }
-}
-
-impl Drop for SocketFolder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -3,8 +3,9 @@ use model::Result;
 use serde_json::json;
 
 use crate::arguments::Format;
+use crate::commands::attach::state_folder;
 use crate::context::Context;
-use crate::output::{print_json, print_table};
+use crate::output::{human_len, print_json, print_table};
 
 /// Say which settings hold, and where they come from.
 #[derive(Debug, clap::Args)]
@@ -23,12 +24,21 @@ impl Settings {
     pub fn run(self, context: &Context) -> Result<()> {
         let SettingsCommand::Show = self.command;
         let settings = [("repo", &context.repo), ("state", &context.state)];
+        let limits = context.cache_limits(&state_folder(context))?;
+        let limits = [
+            ("base_cache", limits.bases, context.base_cache.origin),
+            ("chunk_cache", limits.chunks, context.chunk_cache.origin),
+        ];
         if context.format == Format::Json {
             let named = settings.map(|(name, setting)| {
                 (name.to_string(), json!({ "value": setting.path, "origin": setting.origin }))
             });
+            let limits = limits.map(|(name, bytes, origin)| {
+                (name.to_string(), json!({ "value": bytes, "origin": origin }))
+            });
             return print_json(&json!({
-                "settings": serde_json::Map::from_iter(named),
+                "settings": serde_json::Map::from_iter(named.into_iter().chain(limits)),
+                "require_signature_by": context.require_signature_by,
                 "file": context.settings_file,
             }));
         }
@@ -38,6 +48,13 @@ impl Settings {
                 vec![name.to_string(), setting.path.display().to_string(), setting.origin.into()]
             })
             .collect();
+        rows.extend(limits.iter().map(|(name, bytes, origin)| {
+            vec![name.to_string(), human_len(*bytes), origin.to_string()]
+        }));
+        for key in &context.require_signature_by {
+            let name = "require_signature_by".to_string();
+            rows.push(vec![name, key.clone(), "settings file".into()]);
+        }
         rows.push(vec![
             "(file)".into(),
             context.settings_file.display().to_string(),

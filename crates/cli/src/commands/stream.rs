@@ -2,15 +2,21 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use model::{Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::interrupt::cancel_signal;
 
 const READ: &str = "read";
 
 /// Bytes from a file, as many as it had when it was opened, or from stdin until it ends.
 pub struct Input {
     source: Box<dyn Read + Send>,
+    /// What a wait for more is ended by, where there may be one.
+    interrupt: Option<(OwnedFd, BorrowedFd<'static>)>,
     subject: String,
     /// Bytes that must still come.
     rest: Option<u64>,
@@ -20,8 +26,16 @@ impl Input {
     /// Opens a file; `-` for stdin.
     pub fn open(path: &Path) -> Result<Self> {
         if path.as_os_str() == "-" {
-            let source = Box::new(std::io::stdin());
-            return Ok(Input { source, subject: "stdin".to_string(), rest: None });
+            let failed = |error| Error::io(READ, "stdin", error);
+            let waits = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+            // Without a buffer of its own, in which bytes would lie that no wait sees.
+            let source = File::from(waits.try_clone().map_err(failed)?);
+            return Ok(Input {
+                source: Box::new(source),
+                interrupt: Some((waits, cancel_signal()?)),
+                subject: "stdin".to_string(),
+                rest: None,
+            });
         }
         let subject = path.display().to_string();
         let failed = |error| Error::io(READ, &subject, error);
@@ -33,7 +47,7 @@ impl Input {
         let file = File::open(path).map_err(failed)?;
         // Pipes and devices tell no length.
         let rest = facts.is_file().then_some(facts.len());
-        Ok(Input { source: Box::new(file), subject, rest })
+        Ok(Input { source: Box::new(file), interrupt: None, subject, rest })
     }
 
     /// How many bytes there are, where that is known before the end.
@@ -42,11 +56,30 @@ impl Input {
     }
 }
 
+/// Waits until there is something to read, or fails where Ctrl-C came.
+fn wait(input: &OwnedFd, interrupt: BorrowedFd<'_>) -> std::io::Result<()> {
+    loop {
+        let mut waits = [PollFd::new(input, PollFlags::IN), PollFd::new(&interrupt, PollFlags::IN)];
+        match rustix::event::poll(&mut waits, None) {
+            Ok(_) if !waits[1].revents().is_empty() => {
+                let error = Error::new(Kind::Cancelled, READ, "stdin");
+                return Err(std::io::Error::other(error.because("it was interrupted")));
+            }
+            Ok(_) if !waits[0].revents().is_empty() => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 impl Read for Input {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let most = self.rest.map_or(buffer.len(), |rest| rest.min(buffer.len() as u64) as usize);
         if most == 0 {
             return Ok(0);
+        }
+        if let Some((input, interrupt)) = &self.interrupt {
+            wait(input, *interrupt)?;
         }
         let failed = |error| std::io::Error::other(Error::io(READ, &self.subject, error));
         let read = match self.source.read(&mut buffer[..most]) {

@@ -85,6 +85,31 @@ fn hostile_disks(larder: &Larder) {
 }
 
 #[test]
+fn ctrl_c_ends_at_once_what_waits_at_stdin() {
+    let larder = Larder::new();
+    larder.json("create disk --length 1MiB");
+    for line in ["import - other", "append disk -"] {
+        let mut command = larder.command(line);
+        command.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut process = crate::harness::Process::start(&mut command);
+        let pipe = process.child.stdin.take().unwrap();
+        // It listens to signals once it has a pipe of its own to hear of them.
+        let status = format!("/proc/{}/status", process.child.id());
+        let listens = || {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let caught = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+            u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << 1 != 0
+        };
+        assert!(process.runs_until(listens), "{line}");
+        process.signal(rustix::process::Signal::INT);
+        assert!(process.ends_within(crate::harness::LIMIT), "{line}");
+        assert_eq!(process.child.wait().unwrap().code(), Some(1), "{line}");
+        drop(pipe);
+    }
+    assert_eq!(larder.json("list")["images"].as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn every_error_is_one_line_with_its_reason_and_leaves_nothing() {
     let larder = Larder::new();
     hostile_disks(&larder);

@@ -215,6 +215,42 @@ fn a_guest_that_is_killed_with_larder_leaves_a_mirror_that_opens_again() {
 }
 
 #[test]
+fn a_run_that_is_killed_beside_a_daemon_leaves_nothing_served() {
+    let larder = Larder::new();
+    import(&larder, &echoing_disk());
+    let daemon = larder.daemon("");
+    let run = |line: &str| {
+        let mut terminal = Terminal::run(&larder, line);
+        terminal.wait_for("hello from the guest", LIMIT);
+        terminal
+    };
+    let served = || larder.json("mirrors")["mirrors"].clone();
+    let mut thrown_away = run("run guest --memory 32M --accel tcg");
+    let mut kept = run("run guest --memory 32M --accel tcg --mirror kept");
+    assert_eq!(served().as_array().unwrap().len(), 2);
+    thrown_away.process.kill();
+    while served().as_array().unwrap().len() > 1 {
+        std::thread::yield_now();
+    }
+    assert_eq!(std::fs::read_dir(larder.path("state/mirrors")).unwrap().count(), 1);
+    // A daemon that comes after the one that was asked knows it, too.
+    daemon.kill();
+    kept.process.kill();
+    let mut unnamed = Some(larder.daemon(""));
+    while !served()[0]["served_by"].is_null() {
+        std::thread::yield_now();
+    }
+    assert_eq!(served()[0]["name"], "kept");
+    let terminal = run("run guest --memory 32M --accel tcg");
+    drop(unnamed.take());
+    drop(terminal);
+    let _daemon = larder.daemon("");
+    while served().as_array().unwrap().len() > 1 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn arguments_that_qemu_refuses_leave_no_mirror() {
     let larder = Larder::new();
     import(&larder, &echoing_disk());
@@ -227,16 +263,93 @@ fn arguments_that_qemu_refuses_leave_no_mirror() {
     assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]));
 }
 
+/// A disk of a real Debian that `cargo xtask images` makes.
+fn debian(kind: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/images");
+    let mut images = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with(&format!("{kind}-")) && name.ends_with(".raw")
+    };
+    images.find(is_it).expect("run `cargo xtask images` first")
+}
+
+/// Where the root file system of such a disk begins.
+const ROOT_OFFSET: u64 = 64 << 20;
+
+#[test]
+#[ignore = "boots a real Debian, some minutes without KVM; needs `cargo xtask images`"]
+fn a_real_debian_stands_still_for_a_commit_and_sees_its_disk_grow() {
+    let larder = Larder::new();
+    larder.json(&format!("import {} debian", debian("agent").display()));
+    larder.json("create data --length 1MiB");
+    let served = larder.attach("data --mirror data --vhost-user ./data.sock");
+    let mut terminal = Terminal::run(
+        &larder,
+        "run debian --mirror m --accel tcg --memory 512M --length 3GiB -- \
+         -object memory-backend-memfd,id=memory,size=512M,share=on -machine memory-backend=memory \
+         -chardev socket,id=data,path=data.sock -device vhost-user-blk-pci,chardev=data",
+    );
+    terminal.wait_for("login: ", LIMIT * 5);
+    terminal.send(b"root\n");
+    terminal.wait_for("~# ", LIMIT);
+    terminal.send(b"cat /sys/block/vda/size; systemctl is-active qemu-guest-agent\n");
+    terminal.wait_for("6291456", LIMIT);
+    terminal.wait_for("\nactive", LIMIT);
+    // Nothing syncs it but the freeze.
+    terminal
+        .send(b"sysctl -qw vm.dirty_writeback_centisecs=0; echo still > /root/word; echo wrote\n");
+    terminal.wait_for("\nwrote", LIMIT);
+    let commit = larder.json("commit m --quiesce");
+    assert!(commit["frozen_file_systems"].as_u64().unwrap() > 0, "{commit}");
+    assert!(commit["frozen_ms"].as_f64().unwrap() < 5000.0, "{commit}");
+    // It goes on.
+    terminal.send(b"echo more > /root/later && sync && echo later\n");
+    terminal.wait_for("\nlater", LIMIT);
+
+    // Of the disk at the NBD door it learns when it starts again; of the other one at once.
+    assert_eq!(larder.json("resize m --length 4GiB")["doors"][0]["sees_it"], false);
+    let resized = larder.json("resize data --length 9MiB");
+    assert_eq!(resized["doors"][0], serde_json::json!({"door": "vhost-user", "sees_it": true}));
+    terminal.send(b"until grep -x 18432 /sys/block/vdb/size; do sleep 1; done\n");
+    terminal.wait_for("\n18432", LIMIT);
+    terminal.send(b"\x01x");
+    assert_eq!(terminal.ends(), 0);
+    served.stop();
+
+    larder.json("export debian@2 out.raw");
+    assert_eq!(larder.path("out.raw").metadata().unwrap().len(), 3 << 30);
+    let root = format!("'out.raw?offset={ROOT_OFFSET}'");
+    larder.shell(&format!("e2fsck -fn {root}"));
+    assert_eq!(larder.shell(&format!("debugfs -R 'cat /root/word' {root} 2>/dev/null")), "still\n");
+    let features = larder.shell(&format!("dumpe2fs -h {root} 2>/dev/null"));
+    assert!(!features.contains("needs_recovery"), "its journal was played out");
+    larder.json("commit m");
+    assert_eq!(larder.json("show debian")["length_bytes"], 4_u64 << 30);
+}
+
+#[test]
+#[ignore = "boots a real Debian, some minutes without KVM; needs `cargo xtask images`"]
+fn a_real_debian_without_an_agent_is_not_harmed_by_being_asked() {
+    let larder = Larder::new();
+    larder.json(&format!("import {} debian", debian("minimal").display()));
+    let mut terminal = Terminal::run(&larder, "run debian --mirror m --accel tcg");
+    terminal.wait_for("login: ", LIMIT * 5);
+    let failure = larder.fails("commit m --quiesce");
+    assert!(failure.hint.unwrap().contains("qemu-guest-agent"));
+    terminal.send(b"root\n");
+    terminal.wait_for("~# ", LIMIT);
+    terminal.send(b"sync && echo alive\n");
+    terminal.wait_for("\nalive", LIMIT);
+    assert_eq!(larder.json("commit m")["version"], 2);
+    terminal.send(b"\x01x");
+    assert_eq!(terminal.ends(), 0);
+}
+
 #[test]
 #[ignore = "boots a real Debian, some minutes without KVM; needs `cargo xtask images`"]
 fn a_real_debian_boots_to_its_login_prompt() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/images");
-    let mut images = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
-    let is_minimal = |path: &PathBuf| {
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        name.starts_with("minimal-") && name.ends_with(".raw")
-    };
-    let image = images.find(is_minimal).expect("run `cargo xtask images` first");
+    let image = debian("minimal");
     let larder = Larder::new();
     larder.json(&format!("import {} debian", image.display()));
     let mut terminal = Terminal::run(&larder, "run debian --mirror m");

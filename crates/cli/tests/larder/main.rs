@@ -13,12 +13,17 @@
 //! | [`daemon`] | `larder host run`, and what goes through it |
 //! | [`outages`] | a repository that goes away and comes back |
 //! | [`soak`] | `fio --verify` while daemons are killed and the repository goes away |
+//! | [`linux_guest`] | the same inside of a Linux guest, at the vhost-user and NBD doors |
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`collects`] | bytes given back, beside others and after kills |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`signatures`] | keys, signatures, hosts that ask for them |
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
+//! | [`quiet_commits`] | a guest that stands still for a commit |
+//! | [`resizes`] | disks that grow |
+//! | [`machines`] | `larder bake`, `larder resume` |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -29,6 +34,7 @@ mod nbd_client;
 
 mod bad_input;
 mod blobs;
+mod caches;
 mod collects;
 mod commits;
 mod daemon;
@@ -36,12 +42,17 @@ mod doors;
 mod every_step;
 mod full_disks;
 mod guests;
+mod linux_guest;
+mod machines;
 mod many_images;
 mod memory;
 mod outages;
+mod quiet_commits;
 mod random_lives;
+mod resizes;
 mod round_trips;
 mod scrubs;
+mod signatures;
 mod soak;
 mod survival;
 mod texts;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use super::stream::StreamSource;
 pub(super) const OPERATION: &str = "read the disk";
 
 /// How a disk is opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// The format, or `None` to guess it from the first bytes. A guest can write those of a raw
     /// disk: for a disk of a stranger, say [`InputFormat::Raw`].
@@ -26,6 +26,9 @@ pub struct OpenOptions {
     /// Whether a disk that lies on another file (its backing file) may have that file opened,
     /// wherever it is. Only for disks that are trusted like the user who imports them.
     pub allow_backing: bool,
+    /// Ends a wait for the bytes of a pipe or a terminal when it becomes readable or its other end is
+    /// closed.
+    pub interrupt: Option<BorrowedFd<'static>>,
 }
 
 /// Opens the disk at `path`: a file or a block device in any [`InputFormat`], or `-` for a raw disk
@@ -56,7 +59,7 @@ pub fn open_source(path: &Path, options: &OpenOptions) -> Result<Box<dyn DiskSou
     let file = File::open(path).map_err(|e| Error::io(OPERATION, &subject, e))?;
     if file_type.is_fifo() || file_type.is_char_device() {
         require_raw(options, &subject)?;
-        return Ok(Box::new(StreamSource::new(file, subject)));
+        return Ok(Box::new(StreamSource::new(file, subject, options.interrupt)));
     }
     let format = match &options.format {
         Some(format) => format.clone(),
@@ -84,7 +87,7 @@ fn open_standard_input(options: &OpenOptions) -> Result<Box<dyn DiskSource>> {
     if is_file && file.stream_position().is_ok_and(|position| position == 0) {
         return Ok(Box::new(RawSource::open(file, subject)?));
     }
-    Ok(Box::new(StreamSource::new(file, subject)))
+    Ok(Box::new(StreamSource::new(file, subject, options.interrupt)))
 }
 
 fn require_raw(options: &OpenOptions, subject: &str) -> Result<()> {

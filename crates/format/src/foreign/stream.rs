@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
 
 use model::block::LENGTH_MAX;
 use model::source::{DataRun, DiskSink, DiskSource};
 use model::{BLOCK_LEN, Error, Kind, Result};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 
 use super::open::OPERATION;
 
@@ -14,14 +17,38 @@ use super::open::OPERATION;
 pub(super) struct StreamSource {
     input: File,
     subject: String,
+    interrupt: Option<BorrowedFd<'static>>,
     position: u64,
     ended: bool,
 }
 
 impl StreamSource {
-    /// Takes over `input` where it stands.
-    pub(super) fn new(input: File, subject: String) -> Self {
-        StreamSource { input, subject, position: 0, ended: false }
+    /// Takes over `input` where it stands. A wait for its bytes ends with `Cancelled` when `interrupt`
+    /// becomes readable or its other end is closed.
+    pub(super) fn new(
+        input: File,
+        subject: String,
+        interrupt: Option<BorrowedFd<'static>>,
+    ) -> Self {
+        StreamSource { input, subject, interrupt, position: 0, ended: false }
+    }
+
+    fn wait(&self) -> Result<()> {
+        let Some(interrupt) = self.interrupt else { return Ok(()) };
+        let failed = |error: Errno| Error::io(OPERATION, &self.subject, error.into());
+        loop {
+            let (input, flags) = (&self.input, PollFlags::IN);
+            let mut waits = [PollFd::new(input, flags), PollFd::new(&interrupt, flags)];
+            match rustix::event::poll(&mut waits, None) {
+                Ok(_) if !waits[1].revents().is_empty() => {
+                    return Err(Error::new(Kind::Cancelled, OPERATION, &self.subject)
+                        .because("it was interrupted"));
+                }
+                Ok(_) if !waits[0].revents().is_empty() => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
     }
 }
 
@@ -39,6 +66,7 @@ impl DiskSource for StreamSource {
         assert!(room > 0, "a buffer for a disk holds at least one block");
         let mut len = 0;
         while len < room && !self.ended {
+            self.wait()?;
             match self.input.read(&mut buffer[len..room]) {
                 Ok(0) => self.ended = true,
                 Ok(more) => len += more,

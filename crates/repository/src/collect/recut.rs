@@ -93,6 +93,10 @@ pub(super) fn recut(
         check.layout(new, &maps)?;
         if repository.catalog.swap_layout(lease.id(), content, old, new)? > 0 {
             done.layouts += 1;
+            // A help that follows: without it the set is of no use, and nothing else is lost.
+            if let Err(error) = repository.follow_layout(content, new) {
+                tracing::warn!(%content, "a working set is stale: {}", error.chain());
+            }
         }
     }
     Ok(done)

@@ -69,7 +69,30 @@ impl Client {
         Ok(self.read.finalize())
     }
 
+    /// Reads one range and waits for it.
+    pub fn read_once(&mut self, offset: u64, len: u32) -> Result<()> {
+        let answered = self.send(Call::Read { offset, len }).and_then(|()| self.receive());
+        answered.map_err(|source| Error::io("read", "the first bytes", source))
+    }
+
+    /// Writes bytes and waits until that is answered.
+    pub fn write_once(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.buffer[..bytes.len()].copy_from_slice(bytes);
+        let call = Call::Write { offset, len: bytes.len() as u32 };
+        let answered = self.send_as_is(call).and_then(|()| self.receive());
+        answered.map_err(|source| Error::io("write", "some bytes", source))
+    }
+
     fn send(&mut self, call: Call) -> io::Result<()> {
+        if let Call::Write { len, .. } = call {
+            // Bytes that differ from call to call, and are the same for every server.
+            self.buffer[..len as usize].fill(self.next as u8 | 1);
+        }
+        self.send_as_is(call)
+    }
+
+    /// Sends a call; the bytes of a write are those in the buffer.
+    fn send_as_is(&mut self, call: Call) -> io::Result<()> {
         let (command, offset, len) = match call {
             Call::Read { offset, len } => (0_u16, offset, len),
             Call::Write { offset, len } => (1, offset, len),
@@ -85,10 +108,7 @@ impl Client {
         request.extend_from_slice(&offset.to_be_bytes());
         request.extend_from_slice(&len.to_be_bytes());
         if command == 1 {
-            // Bytes that differ from call to call, and are the same for every server.
-            let bytes = &mut self.buffer[..len as usize];
-            bytes.fill(self.next as u8 | 1);
-            request.extend_from_slice(bytes);
+            request.extend_from_slice(&self.buffer[..len as usize]);
         }
         self.stream.write_all(&request)?;
         self.under_way.push((self.next, call));

@@ -39,7 +39,7 @@ fn an_external_data_file_is_refused_even_when_backing_is_allowed() {
     run("qemu-img", &["create", "-f", "qcow2", "-o", &named, text(&path), "1M"]);
     std::fs::remove_file(&data).unwrap();
     for allow_backing in [false, true] {
-        let options = OpenOptions { format: None, allow_backing };
+        let options = OpenOptions { format: None, allow_backing, interrupt: None };
         let error = error_of(&path, &options);
         assert_eq!(error.kind(), Kind::Refused);
         assert!(error.chain().contains("data.raw"), "{}", error.chain());

@@ -36,7 +36,7 @@ fn text(path: &Path) -> &str {
 }
 
 fn options(format: &str) -> OpenOptions {
-    OpenOptions { format: Some(format.parse().unwrap()), allow_backing: false }
+    OpenOptions { format: Some(format.parse().unwrap()), allow_backing: false, interrupt: None }
 }
 
 /// Bytes that neither compress to nothing nor stay as they are: lines of text with a counter.

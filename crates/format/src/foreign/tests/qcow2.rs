@@ -165,6 +165,7 @@ fn a_backing_file_is_read_when_it_is_allowed() {
     run("qemu-img", &words);
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 7 64k 192k", text(&path)]);
     bytes[65_536..65_536 + 196_608].fill(7);
-    let allowed = OpenOptions { format: Some(InputFormat::Qcow2), allow_backing: true };
+    let allowed =
+        OpenOptions { format: Some(InputFormat::Qcow2), allow_backing: true, interrupt: None };
     check_reads(&path, &allowed, &bytes);
 }

@@ -64,7 +64,7 @@ fn a_pipe_is_read_to_its_end_and_its_length_is_known_then() {
         let sent = bytes.clone();
         let feeder = std::thread::spawn(move || writer.write_all(&sent).unwrap());
         let reader = File::from(std::os::fd::OwnedFd::from(reader));
-        let mut source = StreamSource::new(reader, "standard input".to_owned());
+        let mut source = StreamSource::new(reader, "standard input".to_owned(), None);
         assert_eq!(source.length_hint(), None);
         let (disk, _) = read_all(&mut source, 128 << 10).unwrap();
         feeder.join().unwrap();

@@ -1,0 +1,159 @@
+//! The file whose pages a resumed guest maps.
+//!
+//! ```text
+//! all of the machine is on this host ─► the file of its base itself, held so that nothing goes away
+//! otherwise ──────────────────────────► a mount that shows the version: a page that is not here is
+//!                                       fetched while the guest's processor waits for it
+//! ```
+//!
+//! QEMU opens the file for reading and writing even where it maps it for itself alone, and would punch
+//! holes for a balloon; the mount refuses writes, truncations and holes. Where it is given the base's
+//! own file, nothing but QEMU stands between the guest and its siblings' memory: so machines have no
+//! device that gives memory back (see `qemu::balloon`).
+//!
+//! **Failure**: a page that cannot be fetched ends the guest that needs it (SIGBUS), never shows
+//! zeros.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use attach::fuse::{FuseMount, Tree};
+use mirror::{BackingFile, ReadOnlyView};
+use model::device::Device;
+use model::{BLOCK_LEN, Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
+
+use crate::machine_file::path_of;
+use crate::working_set::RecordedReads;
+
+/// What a resumed guest maps, as long as it lives.
+pub struct MemorySource {
+    path: PathBuf,
+    fds: Vec<Arc<OwnedFd>>,
+    _kept: Kept,
+}
+
+/// What keeps the bytes there.
+enum Kept {
+    File(#[expect(dead_code, reason = "it holds the base")] BackingFile),
+    Mount(#[expect(dead_code, reason = "it serves the version")] FuseMount),
+}
+
+impl MemorySource {
+    /// The file of a machine's version. `folder` is empty, and the mount's where there is one.
+    ///
+    /// # Errors
+    /// Those of the host's disk, and of mounting.
+    pub fn open(view: &Arc<ReadOnlyView>, version: &VersionId, folder: &Path) -> Result<Self> {
+        if let Some(file) = view.hold_file()?
+            && let Some(fd) = file.fd()
+        {
+            let fd = fd.try_clone_to_owned();
+            let fd = Arc::new(fd.map_err(|error| Error::io("hold", version.to_string(), error))?);
+            return Ok(MemorySource { path: path_of(&fd), fds: vec![fd], _kept: Kept::File(file) });
+        }
+        let device: Arc<dyn Device> = view.clone();
+        Self::mount(OneMachine { version: version.clone(), device, is_recorded: false }, folder)
+    }
+
+    /// A mount of a machine's version that notes which blocks are read, one by one.
+    ///
+    /// # Errors
+    /// Those of mounting.
+    pub fn recorded(
+        view: &Arc<ReadOnlyView>,
+        version: &VersionId,
+        folder: &Path,
+    ) -> Result<(Self, Arc<RecordedReads>)> {
+        let reads = Arc::new(RecordedReads::new(view.clone()));
+        let device: Arc<dyn Device> = reads.clone();
+        let tree = OneMachine { version: version.clone(), device, is_recorded: true };
+        Ok((Self::mount(tree, folder)?, reads))
+    }
+
+    fn mount(tree: OneMachine, folder: &Path) -> Result<Self> {
+        let version = tree.version.clone();
+        let mount = FuseMount::mount(folder, Arc::new(tree))?;
+        let image = mount.folder().join(version.image.as_str());
+        let path = image.join(version.version.to_string());
+        Ok(MemorySource { path, fds: Vec::new(), _kept: Kept::Mount(mount) })
+    }
+
+    /// The file; its first bytes are the memory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Descriptors that the path needs.
+    pub fn fds(&self) -> &[Arc<OwnedFd>] {
+        &self.fds
+    }
+
+    /// True where all of it was on this host.
+    pub fn is_complete(&self) -> bool {
+        !self.fds.is_empty()
+    }
+}
+
+/// A tree of one version.
+struct OneMachine {
+    version: VersionId,
+    device: Arc<dyn Device>,
+    is_recorded: bool,
+}
+
+impl OneMachine {
+    fn missing(subject: impl Into<String>) -> Error {
+        Error::new(Kind::NotFound, "find", subject).because("this mount shows one machine")
+    }
+
+    fn check(&self, version: &VersionId) -> Result<()> {
+        (*version == self.version).then_some(()).ok_or_else(|| Self::missing(version.to_string()))
+    }
+}
+
+impl Tree for OneMachine {
+    fn images(&self) -> Result<Vec<ImageName>> {
+        Ok(vec![self.version.image.clone()])
+    }
+
+    fn versions(&self, image: &ImageName) -> Result<Vec<VersionNumber>> {
+        match *image == self.version.image {
+            true => Ok(vec![self.version.version]),
+            false => Err(Self::missing(image.as_str())),
+        }
+    }
+
+    fn version_length(&self, version: &VersionId) -> Result<u64> {
+        self.check(version).map(|()| self.device.length())
+    }
+
+    fn open_version(&self, version: &VersionId) -> Result<Arc<dyn Device>> {
+        self.check(version).map(|()| self.device.clone())
+    }
+
+    fn versions_are_mapped(&self) -> bool {
+        true
+    }
+
+    fn read_ahead_len_max(&self) -> Option<u32> {
+        // What the kernel reads on its own account is nothing that the guest needs.
+        self.is_recorded.then_some(BLOCK_LEN as u32)
+    }
+
+    fn mirrors(&self) -> Result<Vec<MirrorName>> {
+        Ok(Vec::new())
+    }
+
+    fn open_mirror(&self, mirror: &MirrorName) -> Result<Arc<dyn Device>> {
+        Err(Self::missing(mirror.as_str()))
+    }
+
+    fn clone_mirror(&self, mirror: &MirrorName, _image: &ImageName) -> Result<VersionId> {
+        Err(Self::missing(mirror.as_str()))
+    }
+
+    fn commit_mirror(&self, mirror: &MirrorName) -> Result<VersionId> {
+        Err(Self::missing(mirror.as_str()))
+    }
+}

@@ -1,0 +1,483 @@
+//! Build: resolve, lock, and make those stages that are not there.
+//!
+//! ```text
+//! recipe ─► lock ─► keys ─► the last stage that is there ─► those behind it, one by one ─► image
+//!            │                         (maybe all)            each a version at once
+//!            └ made where there is none, or it is for something else
+//! ```
+//!
+//! **Failure**: a stage that was finished is kept, whatever happens to the next; building again goes
+//! on from there. A stage that failed leaves nothing but its log.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use catalog::VersionRecord;
+use env::{Clock, SystemClock};
+use format::foreign::{InputFormat, OpenOptions, open_source};
+use model::changes::{ChangedBlocks, Changes};
+use model::name::LabelKey;
+use model::progress::{Cancel, Silent};
+use model::{
+    BlockRange, ContentDigest, Error, ImageName, Kind, Reference, Result, TagName, VersionId,
+    VersionKind,
+};
+use repository::{CommitRequest, ImportRequest, Repository};
+
+use crate::attached::Attached;
+use crate::first::Job;
+use crate::key::Ingredients;
+use crate::lock::{Lock, LockedStage};
+use crate::packages::apt::Apt;
+use crate::packages::files::PackageFiles;
+use crate::recipe::{Place, Recipe};
+use crate::tool::{Log, Run, need};
+use crate::{derive, first, resolve, stages};
+
+/// What is to be built, and how.
+pub struct BuildRequest<'a> {
+    /// The recipe's file.
+    pub recipe: PathBuf,
+    /// A tag for the version.
+    pub tag: Option<TagName>,
+    /// The lock must be there and fit.
+    pub locked: bool,
+    /// The lock is made anew, even if it fits.
+    pub update: bool,
+    /// A step that fails opens a shell in the image.
+    pub shell_on_failure: bool,
+    /// This host's state folder: packages, logs, and work under way are below `build` in it.
+    pub state: PathBuf,
+    /// Told what happens.
+    pub tell: &'a (dyn Fn(Event) + Sync),
+    /// Stops the build.
+    pub cancel: &'a Cancel,
+}
+
+/// What happens while an image is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Packages are resolved, and why.
+    Resolving(String),
+    /// A stage is there.
+    Cached(String),
+    /// A stage is being built, and why.
+    Building(String, String),
+}
+
+/// A stage of what was built.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BuiltStage {
+    /// Its name in the recipe.
+    pub name: String,
+    /// Its key.
+    pub key: String,
+    /// It was there.
+    pub cached: bool,
+    /// Why it was built, or not.
+    pub why: String,
+    /// How long that took.
+    pub seconds: f64,
+}
+
+/// What was built.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The version of the recipe's image.
+    pub version: VersionId,
+    /// Its identity.
+    pub content: ContentDigest,
+    /// Its length.
+    pub length: u64,
+    /// False where the image's latest version was this already.
+    pub is_new: bool,
+    /// All stages, in order.
+    pub stages: Vec<BuiltStage>,
+}
+
+const RESOLVE_PROGRAMS: [(&str, &str); 2] = [("apt-get", "apt"), ("debugfs", "e2fsprogs")];
+
+const BUILD_PROGRAMS: [(&str, &str); 9] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("bwrap", "bubblewrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("sfdisk", "fdisk"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("mount", "mount"),
+    ("fstrim", "util-linux"),
+    ("dpkg-deb", "dpkg"),
+];
+
+/// A build under way.
+struct Build<'a> {
+    repository: &'a Repository,
+    request: &'a BuildRequest<'a>,
+    recipe: Recipe,
+    place: Place,
+    beside: PathBuf,
+    folder: PathBuf,
+    work: PathBuf,
+    parent: Option<VersionRecord>,
+}
+
+/// Reads a recipe and checks all that can be told without building it.
+///
+/// # Errors
+/// `Invalid`, with line and column.
+pub fn check(recipe: &Path) -> Result<Recipe> {
+    read(recipe).map(|(recipe, _)| recipe)
+}
+
+fn read(path: &Path) -> Result<(Recipe, Place)> {
+    let (recipe, place) = Recipe::read_file(path)?;
+    for stage in &recipe.stage {
+        if let Some((start, reason)) = crate::clean::check_files(stage) {
+            return Err(place.error("check the recipe", start, reason));
+        }
+    }
+    Ok((recipe, place))
+}
+
+/// Builds the image of a recipe.
+///
+/// Cost: where nothing changed, reading the recipe, its files and the lock, and a few questions to
+/// the catalog.
+///
+/// # Errors
+/// `Invalid`, with line and column or the stage, where recipe, packages or steps are not right;
+/// `Stale` where the lock must fit and does not; `Refused` where a signature is wrong or this is not
+/// root; `Unavailable` where an archive does not answer: try again; `Full`, `Cancelled`.
+pub fn build(repository: &Repository, request: &BuildRequest) -> Result<Built> {
+    let (recipe, place) = read(&request.recipe)?;
+    let beside = std::path::absolute(&request.recipe)
+        .map_err(|error| Error::io("find", request.recipe.display().to_string(), error))?;
+    let beside = beside.parent().map(Path::to_path_buf).unwrap_or_default();
+    let folder = std::path::absolute(request.state.join("build"))
+        .map_err(|error| Error::io("find", request.state.display().to_string(), error))?;
+    let parent = match recipe.stage[0].parent.as_ref() {
+        Some(reference) => {
+            let at = reference.span().start;
+            let found = reference.get_ref().parse::<Reference>();
+            let found = found.and_then(|reference| repository.catalog().version(&reference));
+            Some(found.map_err(|error| {
+                let kind = error.kind();
+                let line = format!("line {}: its parent", place.line(at));
+                Error::new(kind, "build", &place.file).because(line).caused_by(error)
+            })?)
+        }
+        None => None,
+    };
+    let work = PathBuf::new();
+    let build = Build { repository, request, recipe, place, beside, folder, work, parent };
+    build.run()
+}
+
+impl Build<'_> {
+    fn run(mut self) -> Result<Built> {
+        let asked = resolve::asked(&self.recipe, self.parent_key().as_deref(), &self.beside)?;
+        let lock_path = Lock::path_of(&self.request.recipe);
+        let lock = Lock::read(&lock_path)?;
+        let fitting = if self.request.update { 0 } else { resolve::fitting(lock.as_ref(), &asked) };
+        let fits = fitting == asked.len()
+            && lock.as_ref().is_some_and(|lock| lock.stage.len() == asked.len());
+        let lock = match lock {
+            Some(lock) if fits => lock,
+            lock => {
+                self.refuse_if_locked(lock.as_ref(), fitting, &lock_path)?;
+                let _work = self.begin_work()?;
+                let known = lock.map_or(Vec::new(), |lock| lock.stage[..fitting].to_vec());
+                let lock = self.resolve(&asked, known)?;
+                lock.write(&lock_path)?;
+                lock
+            }
+        };
+        let ingredients = self.ingredients(&lock)?;
+        let (from, mut built) = self.what_is_there(&ingredients)?;
+        let mut version = match from {
+            0 => self.parent.clone(),
+            _ => stages::find(self.repository, &ingredients[from - 1].key())?,
+        };
+        for (index, ingredients) in ingredients.iter().enumerate().skip(from) {
+            let (made, stage) =
+                self.make(index, &lock.stage[index], ingredients, version.as_ref())?;
+            version = Some(made);
+            built.push(stage);
+        }
+        let last = version.ok_or_else(|| Error::new(Kind::Bug, "build", &self.place.file))?;
+        self.publish(&last, built)
+    }
+
+    fn parent_key(&self) -> Option<String> {
+        self.parent.as_ref().map(|parent| parent.facts.content.to_string())
+    }
+
+    fn refuse_if_locked(&self, lock: Option<&Lock>, fitting: usize, path: &Path) -> Result<()> {
+        let why = match lock {
+            None => "there is no lock".to_owned(),
+            Some(_) if self.request.update => "a new lock was asked for".to_owned(),
+            Some(_) => match self.recipe.stage.get(fitting) {
+                Some(stage) => {
+                    format!("the lock is not for what stage `{}` asks", stage.name.get_ref())
+                }
+                None => "the lock has more stages than the recipe".to_owned(),
+            },
+        };
+        if self.request.locked {
+            return Err(Error::new(Kind::Stale, "build", &self.place.file)
+                .because(format!("{}: {why}", path.display()))
+                .hint("`larder build` without `--locked` resolves packages and writes the lock"));
+        }
+        (self.request.tell)(Event::Resolving(why));
+        Ok(())
+    }
+
+    /// A folder for what is of no use afterwards; it goes with what is returned.
+    fn begin_work(&mut self) -> Result<tempfile::TempDir> {
+        let failed = |error| Error::io("work in", self.folder.display().to_string(), error);
+        if self.folder.to_string_lossy().contains(char::is_whitespace) {
+            return Err(Error::new(Kind::Refused, "work in", self.folder.display().to_string())
+                .because("apt takes no path with a space in it")
+                .hint("`--state` names another folder"));
+        }
+        std::fs::create_dir_all(&self.folder).map_err(failed)?;
+        remove_leftovers(&self.folder);
+        let prefix = format!("{WORK}{}-", std::process::id());
+        let work =
+            tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder).map_err(failed)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(work.path(), mode).map_err(failed)?;
+        self.work = work.path().to_path_buf();
+        Ok(work)
+    }
+
+    fn log(&self, what: &str) -> Result<Log> {
+        let image = self.recipe.name.get_ref().replace('/', "_");
+        Log::create(&self.folder.join("logs").join(format!("{image}-{what}.log")))
+    }
+
+    fn resolve(&self, asked: &[String], known: Vec<LockedStage>) -> Result<Lock> {
+        need(&RESOLVE_PROGRAMS)?;
+        let log = self.log("resolve")?;
+        let cancel = self.request.cancel;
+        let apt = Apt::new(&self.work.join("apt"), &self.recipe, &self.beside, &log, cancel)?;
+        let status = match &self.parent {
+            Some(parent) => {
+                let run = Run { log: &log, limit: derive::LOOK_LIMIT, cancel };
+                let attached = Attached::open(self.repository, parent, &self.work)?;
+                attached.read_file("/var/lib/dpkg/status", &run)?
+            }
+            None => String::new(),
+        };
+        resolve::resolve(&self.recipe, &self.place, &apt, asked, &known, &status).map(Lock::new)
+    }
+
+    fn ingredients(&self, lock: &Lock) -> Result<Vec<Ingredients>> {
+        let mut parent = self.parent_key().unwrap_or_default();
+        let mut all: Vec<Ingredients> = Vec::new();
+        for (index, locked) in lock.stage.iter().enumerate() {
+            let made = Ingredients::of(&self.recipe, index, &parent, locked, &self.beside)?;
+            parent = made.key();
+            all.push(made);
+        }
+        Ok(all)
+    }
+
+    /// How many stages are there, or need not be because a later one is.
+    fn what_is_there(&self, ingredients: &[Ingredients]) -> Result<(usize, Vec<BuiltStage>)> {
+        let mut from = ingredients.len();
+        while from > 0 && stages::find(self.repository, &ingredients[from - 1].key())?.is_none() {
+            from -= 1;
+        }
+        let mut there = Vec::new();
+        for (index, ingredients) in ingredients[..from].iter().enumerate() {
+            let (name, key) = (self.recipe.stage[index].name.get_ref().clone(), ingredients.key());
+            (self.request.tell)(Event::Cached(name.clone()));
+            let why = match index + 1 == from {
+                true => "it is there".to_owned(),
+                false => "a later stage is there".to_owned(),
+            };
+            there.push(BuiltStage { name, key, cached: true, why, seconds: 0.0 });
+        }
+        if let Some(last) = there.last() {
+            stages::note_use(self.repository, &last.key)?;
+        }
+        Ok((from, there))
+    }
+
+    fn make(
+        &mut self,
+        index: usize,
+        locked: &LockedStage,
+        ingredients: &Ingredients,
+        parent: Option<&VersionRecord>,
+    ) -> Result<(VersionRecord, BuiltStage)> {
+        let began = SystemClock.monotonic();
+        self.check_machine()?;
+        let stage_name = self.recipe.stage[index].name.get_ref().clone();
+        let recipe_name = self.recipe.name.get_ref().clone();
+        let why = stages::why(self.repository, &recipe_name, &stage_name, ingredients)?;
+        (self.request.tell)(Event::Building(stage_name.clone(), why.clone()));
+        let work = self.begin_work()?;
+        let (log, key) = (self.log(&stage_name)?, ingredients.key());
+        let pool = self.work.join("pool");
+        if !locked.package.is_empty() {
+            self.gather(locked, &pool, &log)?;
+        }
+        let is_last = index + 1 == self.recipe.stage.len();
+        let job = Job {
+            recipe: &self.recipe,
+            place: &self.place,
+            stage: &self.recipe.stage[index],
+            locked,
+            key: &key,
+            system: is_last.then_some(&self.recipe.system),
+            beside: &self.beside,
+            pool: &pool,
+            work: &self.work,
+            log: &log,
+            cancel: self.request.cancel,
+            shell_on_failure: self.request.shell_on_failure,
+        };
+        let image = stages::image_of(&key)?;
+        let (version, stored_len) = match parent {
+            Some(parent) => {
+                let committed = derive::make(self.repository, &job, parent, &image)?;
+                (committed.version, committed.stored_len)
+            }
+            None => self.import(&first::make(&job)?, &image, &stage_name)?,
+        };
+        let names = (recipe_name.as_str(), stage_name.as_str());
+        stages::describe(self.repository, &key, names, ingredients, stored_len)?;
+        drop(work);
+        let seconds = since(began).as_secs_f64();
+        Ok((version, BuiltStage { name: stage_name, key, cached: false, why, seconds }))
+    }
+
+    fn check_machine(&self) -> Result<()> {
+        need(&BUILD_PROGRAMS)?;
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new(Kind::Refused, "build", &self.place.file)
+                .because("only root may unpack a system's files with their owners and mount disks")
+                .hint("sudo larder build ..."));
+        }
+        Ok(())
+    }
+
+    fn gather(&self, locked: &LockedStage, pool: &Path, log: &Log) -> Result<()> {
+        let cancel = self.request.cancel;
+        let apt = Apt::new(&self.work.join("apt"), &self.recipe, &self.beside, log, cancel)?;
+        let files = PackageFiles { folder: self.folder.join("packages"), log, cancel };
+        files.fetch(&apt, &locked.package)?;
+        let distribution = &self.recipe.distribution;
+        files.pool(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
+    }
+
+    fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<(VersionRecord, u64)> {
+        let options =
+            OpenOptions { format: Some(InputFormat::Raw), allow_backing: false, interrupt: None };
+        let mut source = open_source(disk, &options)?;
+        let imported = self.repository.import(
+            &mut *source,
+            &ImportRequest {
+                image: image.clone(),
+                tag: None,
+                origin: format!("build {stage}"),
+                kind: VersionKind::Disk,
+                progress: &Silent,
+                cancel: self.request.cancel,
+            },
+        )?;
+        Ok((imported.version, imported.stored_len))
+    }
+
+    /// Makes the last stage the next version of the recipe's image, unless it is the latest already.
+    fn publish(&self, last: &VersionRecord, stages: Vec<BuiltStage>) -> Result<Built> {
+        let catalog = self.repository.catalog();
+        let image = ImageName::new(self.recipe.name.get_ref())?;
+        let latest = match catalog.version(&image_latest(&image)) {
+            Ok(latest) => Some(latest).filter(|latest| latest.facts.content == last.facts.content),
+            Err(error) if error.kind() == Kind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let is_new = latest.is_none();
+        let version = match latest {
+            Some(latest) => latest,
+            None => {
+                let request = CommitRequest {
+                    parent: last.id.clone(),
+                    image: image.clone(),
+                    tag: None,
+                    origin: format!("build {}", self.request.recipe.display()),
+                    progress: &Silent,
+                };
+                self.repository.commit(&NoChanges(last.facts.length), &request)?.version
+            }
+        };
+        let description = Some(("description", self.recipe.description.as_str()));
+        let described = description.filter(|(_, text)| !text.is_empty());
+        let labels = self
+            .recipe
+            .labels
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.get_ref().as_str()));
+        for (name, value) in described.into_iter().chain(labels) {
+            let key = LabelKey::new(name)?;
+            if version.labels.get(&key).map(String::as_str) != Some(value) {
+                catalog.set_label(&image, &key, Some(value))?;
+            }
+        }
+        if let Some(tag) = &self.request.tag {
+            catalog.set_tag(&version.id, tag)?;
+        }
+        self.repository.export_names_if_old();
+        let (content, length) = (version.facts.content, version.facts.length);
+        Ok(Built { version: version.id, content, length, is_new, stages })
+    }
+}
+
+fn image_latest(image: &ImageName) -> Reference {
+    Reference { image: image.clone(), selector: model::Selector::Latest }
+}
+
+fn since(began: Duration) -> Duration {
+    SystemClock.monotonic().saturating_sub(began)
+}
+
+/// What folders for work are called, before the process that works there.
+const WORK: &str = "work-";
+
+/// Removes the folders of builds that were killed.
+fn remove_leftovers(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(WORK));
+        let owner = owner.and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // A mount of a server that was killed is dead, and would be in the way.
+            let mount = entry.path().join("fuse");
+            let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
+            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                tracing::warn!(%error, "cannot remove {}", entry.path().display());
+            }
+        }
+    }
+}
+
+/// No change at all: a version of another image, and nothing else.
+struct NoChanges(u64);
+
+impl Changes for NoChanges {
+    fn length(&self) -> u64 {
+        self.0
+    }
+    fn segments(&self) -> Vec<u32> {
+        Vec::new()
+    }
+    fn in_segment(&self, _segment: u32) -> Result<Vec<ChangedBlocks>> {
+        Ok(Vec::new())
+    }
+    fn read(&self, _blocks: BlockRange, _buffer: &mut [u8]) -> Result<()> {
+        Err(Error::new(Kind::Bug, "read", "changes of which there are none"))
+    }
+}

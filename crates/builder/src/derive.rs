@@ -1,0 +1,47 @@
+//! A stage upon another version: changed in place, in a mirror of it.
+
+use catalog::VersionRecord;
+use model::{ImageName, Result};
+use repository::{Committed, Repository};
+
+use crate::attached::Attached;
+use crate::boot::{Kernel, kernels};
+use crate::contained::Inside;
+use crate::first::Job;
+use crate::tool::Run;
+use crate::tree::Tree;
+
+/// How long a look into an image may take.
+pub(crate) const LOOK_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Makes the stage and commits it as a version of `image`.
+pub(crate) fn make(
+    repository: &Repository,
+    job: &Job,
+    parent: &VersionRecord,
+    image: &ImageName,
+) -> Result<Committed> {
+    let run = Run { log: job.log, limit: LOOK_LIMIT, cancel: job.cancel };
+    let attached = Attached::open(repository, parent, job.work)?;
+    let boot_partition = attached.boot_partition(&run)?;
+    let mounted = attached.mount(job.work, job.log, &run)?;
+    let kernel = {
+        let tree = Tree::open(&mounted.folder_from_here())?;
+        let inside = Inside {
+            root: mounted.folder().to_path_buf(),
+            holder: Some(mounted.holder()),
+            epoch: job.locked.source_date_epoch,
+        };
+        let before = kernels(&tree)?;
+        job.work_on(&tree, &inside, true)?;
+        let changed = boot_partition.is_some() && kernels(&tree)? != before;
+        changed.then(|| Kernel::take_out(&tree, job.work)).transpose()?
+    };
+    mounted.finish()?;
+    if let (Some(kernel), Some(offset)) = (kernel, boot_partition) {
+        job.log.say("another kernel: it goes to the boot partition");
+        kernel.put(attached.file(), offset, job)?;
+    }
+    job.cancel.check("build", &job.place.file)?;
+    attached.commit(image, format!("build {}", job.stage.name.get_ref()))
+}

@@ -1,0 +1,54 @@
+//! Images from recipes, by stages that are cached versions.
+//!
+//! ```text
+//! recipe ─► lock ─► stage 1 ─► stage 2 ─► ... ─► image
+//!            apt     mmdebstrap, mke2fs   in place, in a mirror of its parent
+//!                    └── each is the version stages/KEY: built once, shared by recipes
+//! ```
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`recipe`] | what an image is to be |
+//! | [`lock`] | which packages exactly |
+//! | [`mod@build`] | the verb: resolve, lock, make what is not there |
+//! | [`stages`] | stages that were built |
+//! | `resolve`, `packages` | from a recipe to a lock, by apt |
+//! | `key` | what a stage is made of, as a name |
+//! | `first`, `disk`, `file_system` | a stage without a parent: from packages to a disk |
+//! | `boot` | the boot partition: kernel, initrd, loader |
+//! | `derive`, `attached` | a stage upon another: its parent's files, mounted and committed |
+//! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
+//! | `contained` | running things in an image, with nothing of the host in sight |
+//! | `tree` | an image's files, reached so that no link leads out |
+//! | `tool` | running other programs |
+//!
+//! **Invariants**
+//! 1. A stage is made of what is in its key and of nothing else, as far as its steps stay off the
+//!    network.
+//! 2. A build that ends, however it ends, leaves no mount, no loop device and no process.
+//!
+//! **Not here**: mirrors' owners, guests.
+
+mod attached;
+mod boot;
+pub mod build;
+mod clean;
+mod contained;
+mod derive;
+mod disk;
+mod file_system;
+mod first;
+mod key;
+pub mod lock;
+mod packages;
+pub mod recipe;
+mod resolve;
+pub mod stages;
+mod steps;
+mod tool;
+mod tree;
+mod users;
+
+pub use build::{BuildRequest, Built, BuiltStage, Event, build, check};
+pub use lock::Lock;
+pub use recipe::{Place, Recipe};

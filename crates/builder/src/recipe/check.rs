@@ -1,0 +1,346 @@
+//! What types cannot say of a recipe: that its stages are a chain, that its words have a meaning.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use model::name::LabelKey;
+use model::{ImageName, Reference, Result};
+use toml::Spanned;
+
+use super::read::nearest;
+use super::{Boot, Place, Recipe, Stage};
+
+const OPERATION: &str = "check the recipe";
+const MIB: u64 = 1 << 20;
+
+/// Smaller disks hold no system.
+const DISK_LEN_MIN: u64 = 16 * MIB;
+
+/// No step runs longer.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+const IDS: [&str; 2] = ["debian", "ubuntu"];
+const ARCHITECTURES: [&str; 3] = ["amd64", "i386", "arm64"];
+
+/// Checks a recipe.
+pub(super) fn check(recipe: &Recipe, place: &Place) -> Result<()> {
+    let at = |span: &Spanned<String>, reason: String| {
+        Err(place.error(OPERATION, span.span().start, reason))
+    };
+    if let Err(error) = ImageName::new(recipe.name.get_ref()) {
+        return at(&recipe.name, error.to_string());
+    }
+    for (key, value) in &recipe.labels {
+        if let Err(error) = LabelKey::new(key) {
+            return at(value, error.to_string());
+        }
+    }
+    one_of(place, "distribution", &recipe.distribution.id, &IDS)?;
+    one_of(place, "architecture", &recipe.distribution.arch, &ARCHITECTURES)?;
+    let release = &recipe.distribution.release;
+    if !is_word(release.get_ref()) {
+        return at(release, format!("`{}` is no release's code name", release.get_ref()));
+    }
+    for archive in &recipe.archive {
+        if let Some(url) = &archive.url
+            && (!url.get_ref().contains(':') || url.get_ref().contains(char::is_whitespace))
+        {
+            return at(url, format!("`{}` is no address", url.get_ref()));
+        }
+    }
+    chain(recipe, place)?;
+    recipe.stage.iter().try_for_each(|stage| check_stage(stage, place))?;
+    check_disk(recipe, place)?;
+    for word in [&recipe.system.hostname, &recipe.system.timezone].into_iter().flatten() {
+        if word.get_ref().is_empty() || word.get_ref().contains(['\n', ' ']) {
+            return at(word, format!("`{}` is no name", word.get_ref()));
+        }
+    }
+    Ok(())
+}
+
+fn one_of(place: &Place, what: &str, word: &Spanned<String>, known: &[&str]) -> Result<()> {
+    if known.contains(&word.get_ref().as_str()) {
+        return Ok(());
+    }
+    let error = place.error(
+        OPERATION,
+        word.span().start,
+        format!("`{}` is no {what} that can be built", word.get_ref()),
+    );
+    Err(match nearest(word.get_ref(), known.iter().copied()) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error.hint(format!("known: {}", known.join(", "))),
+    })
+}
+
+/// Checks that the stages are one chain that ends with the last.
+fn chain(recipe: &Recipe, place: &Place) -> Result<()> {
+    let Some(last) = recipe.stage.last() else {
+        return Err(place.error(OPERATION, 0, "it has no stage").hint("add a `[[stage]]`"));
+    };
+    let mut names = BTreeMap::new();
+    for stage in &recipe.stage {
+        let name = stage.name.get_ref();
+        if !is_word(name) {
+            let reason = format!("a stage cannot be called `{name}`");
+            return Err(place.error(OPERATION, stage.name.span().start, reason));
+        }
+        if names.insert(name.as_str(), stage).is_some() {
+            let reason = format!("there are two stages `{name}`");
+            return Err(place.error(OPERATION, stage.name.span().start, reason));
+        }
+    }
+    for stage in &recipe.stage {
+        if let Some(parent) = &stage.parent
+            && !names.contains_key(parent.get_ref().as_str())
+            && let Err(error) = parent.get_ref().parse::<Reference>()
+        {
+            let reason = format!("the parent is neither a stage nor a version: {error}");
+            return Err(place.error(OPERATION, parent.span().start, reason));
+        }
+    }
+    cycles(recipe, &names, place)?;
+    let mut used = BTreeSet::from([last.name.get_ref().as_str()]);
+    let mut at = last;
+    while let Some(above) = parent_stage(at, &names) {
+        used.insert(above.name.get_ref());
+        at = above;
+    }
+    for (index, stage) in recipe.stage.iter().enumerate() {
+        let name = stage.name.get_ref().as_str();
+        if !used.contains(name) {
+            let reason = format!("nothing stands on the stage `{name}`, and it is not the last");
+            return Err(place.error(OPERATION, stage.name.span().start, reason));
+        }
+        let stands_on = recipe.stage[..index].last().map(|stage| stage.name.get_ref());
+        let says = parent_stage(stage, &names).map(|stage| stage.name.get_ref());
+        if stands_on != says {
+            let reason = format!("the stage `{name}` does not follow its parent");
+            return Err(place
+                .error(OPERATION, stage.name.span().start, reason)
+                .hint("put each stage behind its parent; only the first has none"));
+        }
+    }
+    Ok(())
+}
+
+fn parent_stage<'a>(stage: &Stage, names: &BTreeMap<&str, &'a Stage>) -> Option<&'a Stage> {
+    names.get(stage.parent.as_ref()?.get_ref().as_str()).copied()
+}
+
+fn cycles(recipe: &Recipe, names: &BTreeMap<&str, &Stage>, place: &Place) -> Result<()> {
+    for stage in &recipe.stage {
+        let mut path = vec![stage.name.get_ref().as_str()];
+        let mut at = stage;
+        while let Some(above) = parent_stage(at, names) {
+            let name = above.name.get_ref().as_str();
+            let met = path.contains(&name);
+            path.push(name);
+            if met {
+                let reason = format!("stages stand on each other: {}", path.join(" on "));
+                return Err(place.error(OPERATION, stage.name.span().start, reason));
+            }
+            at = above;
+        }
+    }
+    Ok(())
+}
+
+fn check_stage(stage: &Stage, place: &Place) -> Result<()> {
+    for package in stage.packages.iter().chain(&stage.exclude_packages) {
+        let name = package.get_ref();
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.:_".contains(c);
+        let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if !starts || !name.chars().all(fits) || name.ends_with(['-', '+']) && name.len() < 3 {
+            let reason = format!("`{name}` is no package's name");
+            return Err(place.error(OPERATION, package.span().start, reason));
+        }
+    }
+    for file in &stage.files {
+        let (start, file) = (file.span().start, file.get_ref());
+        let wrong = if !is_inside(&file.to) {
+            Some(format!("`{}` is no absolute path without `..`", file.to))
+        } else if file.contents().is_none() {
+            Some(format!("`{}` needs `from` or `content`, and not both", file.to))
+        } else if file.mode_bits().is_none() {
+            Some(format!("`{}` are no permissions in octal", file.mode))
+        } else {
+            None
+        };
+        if let Some(reason) = wrong {
+            return Err(place.error(OPERATION, start, reason));
+        }
+    }
+    for user in &stage.users {
+        let (start, user) = (user.span().start, user.get_ref());
+        let texts =
+            [Some(&user.name), user.home.as_ref(), Some(&user.shell), user.password.as_ref()];
+        let breaks = texts.into_iter().flatten().any(|text| text.contains([':', '\n']));
+        if !is_word(&user.name) || breaks || user.home.as_ref().is_some_and(|home| !is_inside(home))
+        {
+            let reason = format!("the user `{}` cannot be written to /etc/passwd", user.name);
+            return Err(place.error(OPERATION, start, reason));
+        }
+    }
+    for step in &stage.run {
+        let (start, step) = (step.span().start, step.get_ref());
+        if step.command.is_some() == step.script.is_some() {
+            let reason = "a step needs `command` or `script`, and not both";
+            return Err(place.error(OPERATION, start, reason));
+        }
+        if duration(&step.timeout).is_none_or(|limit| limit.is_zero() || limit > TIMEOUT_MAX) {
+            let reason = format!("`{}` is no time limit", step.timeout);
+            return Err(place.error(OPERATION, start, reason).hint("write `30s`, `10m` or `2h`"));
+        }
+    }
+    for path in &stage.keep {
+        if !is_inside(path.get_ref()) {
+            let reason = format!("`{}` is no absolute path without `..`", path.get_ref());
+            return Err(place.error(OPERATION, path.span().start, reason));
+        }
+    }
+    Ok(())
+}
+
+fn check_disk(recipe: &Recipe, place: &Place) -> Result<()> {
+    let stands_on_version = recipe.stage.first().is_some_and(|stage| stage.parent.is_some());
+    if let (Some(disk), true) = (&recipe.disk, stands_on_version) {
+        let reason = "the disk is that of the version that the first stage stands on";
+        return Err(place.error(OPERATION, disk.span().start, reason));
+    }
+    let disk = recipe.disk_or_default();
+    let read = |text: &Spanned<String>| {
+        len(text.get_ref()).filter(|len| len.is_multiple_of(MIB)).ok_or_else(|| {
+            let reason = format!("`{}` is no size in whole MiB", text.get_ref());
+            place.error(OPERATION, text.span().start, reason).hint("write `512M` or `2G`")
+        })
+    };
+    let (whole, boot) = (read(&disk.size)?, read(&disk.boot_size)?);
+    let needed =
+        if disk.boot == Boot::Direct { DISK_LEN_MIN } else { boot.saturating_add(DISK_LEN_MIN) };
+    if whole < needed || whole > model::block::LENGTH_MAX {
+        let reason = format!("a disk of `{}` cannot be made", disk.size.get_ref());
+        return Err(place.error(OPERATION, disk.size.span().start, reason));
+    }
+    Ok(())
+}
+
+/// Letters, digits and a few signs, and no sign in front.
+fn is_word(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+    text.len() <= 64 && text.chars().all(fits) && text.starts_with(|c: char| c.is_alphanumeric())
+}
+
+/// An absolute path that stays where it is.
+fn is_inside(path: &str) -> bool {
+    path.starts_with('/')
+        && path.len() > 1
+        && !path.contains(['\0', '\n'])
+        && path.split('/').all(|part| part != "..")
+}
+
+/// A time as `90s`, `10m`, `2h`.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    Some(Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(seconds)?))
+}
+
+/// A size as `512M` or `2G`, in bytes.
+pub(crate) fn len(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let factor = match unit {
+        "M" | "MiB" => MIB,
+        "G" | "GiB" => MIB << 10,
+        "T" | "TiB" => MIB << 20,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "name = \"x\"\n[distribution]\nid = \"debian\"\nrelease = \"bookworm\"\n";
+
+    fn check_text(rest: &str) -> String {
+        match Recipe::read(Place::new("r.toml", format!("{HEAD}{rest}"))) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn refused(rest: &str, with: &str) {
+        let error = check_text(rest);
+        assert!(error.contains(with), "{rest}\n{error}");
+    }
+
+    #[test]
+    fn a_chain_of_stages_is_taken() {
+        assert_eq!(check_text("[[stage]]\nname=\"a\"\n[[stage]]\nname=\"b\"\nparent=\"a\"\n"), "");
+        assert_eq!(check_text("[[stage]]\nname=\"a\"\nparent=\"core:stable\"\n"), "");
+    }
+
+    #[test]
+    fn stages_that_are_no_chain_are_refused_with_their_line() {
+        refused("", "it has no stage");
+        refused(
+            "[[stage]]\nname=\"a\"\nparent=\"a\"\n",
+            "line 6, column 6: stages stand on each other: a on a",
+        );
+        refused(
+            "[[stage]]\nname=\"a\"\nparent=\"b\"\n[[stage]]\nname=\"b\"\nparent=\"a\"\n",
+            "line 6, column 6: stages stand on each other: a on b on a",
+        );
+        refused(
+            "[[stage]]\nname=\"a\"\n[[stage]]\nname=\"a\"\n",
+            "line 8, column 6: there are two",
+        );
+        refused(
+            "[[stage]]\nname=\"a\"\n[[stage]]\nname=\"b\"\n",
+            "nothing stands on the stage `a`",
+        );
+        refused(
+            "[[stage]]\nname=\"b\"\nparent=\"a\"\n[[stage]]\nname=\"a\"\n[[stage]]\nname=\"c\"\nparent=\"b\"\n",
+            "does not follow its parent",
+        );
+        refused(
+            "[[stage]]\nname=\"a\"\nparent=\"No Such\"\n",
+            "line 7, column 8: the parent is neither",
+        );
+    }
+
+    #[test]
+    fn words_without_a_meaning_are_refused() {
+        let stage = "[[stage]]\nname=\"a\"\n";
+        refused(&format!("{stage}packages=[\"a b\"]\n"), "is no package's name");
+        refused(&format!("{stage}packages=[\"--help\"]\n"), "is no package's name");
+        refused(&format!("{stage}run=[{{command=\"x\", timeout=\"soon\"}}]\n"), "no time limit");
+        refused(&format!("{stage}run=[{{timeout=\"1s\"}}]\n"), "needs `command` or `script`");
+        refused(&format!("{stage}files=[{{to=\"/../x\", content=\"\"}}]\n"), "without `..`");
+        refused(&format!("{stage}files=[{{to=\"/x\"}}]\n"), "needs `from` or `content`");
+        refused(&format!("{stage}files=[{{to=\"/x\",content=\"\",mode=\"9\"}}]\n"), "octal");
+        refused(&format!("{stage}users=[{{name=\"a:b\"}}]\n"), "cannot be written");
+        refused(&format!("{stage}[disk]\nsize=\"1M\"\n"), "cannot be made");
+        refused(&format!("{stage}[disk]\nsize=\"big\"\n"), "no size in whole MiB");
+        refused(&format!("{stage}parent=\"core\"\n[disk]\nsize=\"1G\"\n"), "the disk is that of");
+        refused(&format!("{stage}[disk]\nboot=\"floppy\"\n"), "unknown variant");
+    }
+
+    #[test]
+    fn sizes_and_times_are_read() {
+        assert_eq!(len("2G"), Some(2 << 30));
+        assert_eq!(len("99999999999G"), None);
+        assert_eq!(duration("10m"), Some(Duration::from_secs(600)));
+        for bad in ["", "10", "m", "1d", "-1s", "18446744073709551615h"] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+use std::time::{Duration, Instant};
+
+use bakery::monitor::LiveGuest;
+use bakery::{Disks, Machine, Qemu, ResumeRequest, Resumed};
+use env::SystemEntropy;
+use env::entropy::Entropy;
+use model::{Error, Kind, MirrorName, Reference, Result};
+use serde_json::{Value, json};
+
+use crate::arguments::Format;
+use crate::commands::background;
+use crate::commands::guests::{HostDisks, SocketFolder};
+use crate::context::Context;
+use crate::interrupt::Waiter;
+use crate::output::{print_json, print_line};
+
+/// What the mirrors of copies without a name begin with.
+const MIRROR_PREFIX: &str = "resume-";
+
+/// Bring copies of a machine to life, in milliseconds.
+///
+/// Each copy goes on where the machine was stopped, with a disk of its own. What it says is printed
+/// once it has answered; then this runs until all copies have ended, or Ctrl-C ends them. Their disks
+/// are thrown away then, unless they are named. A copy's console is at the Unix socket that is
+/// printed.
+#[derive(Debug, clap::Args)]
+pub struct Resume {
+    /// The machine.
+    reference: Reference,
+    /// How many copies.
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// Keep the mirror of the disk under this name; with several copies, NAME-1, NAME-2...
+    #[arg(long, value_name = "NAME")]
+    mirror: Option<MirrorName>,
+    /// Do not wait until the copies answer on their consoles.
+    #[arg(long)]
+    no_wait: bool,
+    /// Run in the background; return once the copies have answered.
+    #[arg(long)]
+    detach: bool,
+}
+
+/// One copy.
+struct Copy {
+    resumed: Resumed,
+    name: MirrorName,
+    total: Duration,
+    _folder: SocketFolder,
+}
+
+impl Resume {
+    pub fn run(self, context: &Context) -> Result<()> {
+        if self.detach {
+            return background::start("resume");
+        }
+        let began = Instant::now();
+        // From here on a signal ends the guests, and their mirrors go as they should.
+        let waiter = Waiter::new()?;
+        background::leave_terminal();
+        let repository = context.repository()?;
+        let disks = HostDisks::new(context, repository.clone(), false)?;
+        let monitor = Qemu::new(disks.state().path());
+        let machine = Machine::find(&repository, disks.state(), &monitor, &self.reference)?;
+        let names = self.names()?;
+        disks.sweep(MIRROR_PREFIX)?;
+        let start = |name: &MirrorName| -> Result<Copy> {
+            let folder = SocketFolder::make()?;
+            let request = ResumeRequest {
+                reference: self.reference.clone(),
+                mirror: name.clone(),
+                folder: folder.path().to_path_buf(),
+                waits_for_answer: !self.no_wait,
+                is_recorded: false,
+            };
+            let resumed = bakery::resume(&repository, &machine, &monitor, &disks, &request)?;
+            let total = began.elapsed();
+            Ok(Copy { resumed, name: name.clone(), total, _folder: folder })
+        };
+        let copies = at_once(&names, &start);
+        // Later copies find all of it here.
+        let _completion = machine.complete();
+        let discard = self.mirror.is_none();
+        let failure = copies.iter().position(Result::is_err);
+        let outcome = match failure {
+            Some(_) => Ok(()),
+            None => print(&copies, context.format).map(|()| wait(&copies, waiter)),
+        };
+        let mut ended = outcome;
+        let mut failed = None;
+        for copy in copies {
+            match copy {
+                Ok(copy) => ended = ended.and(copy.resumed.end(discard)),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(ended, Err)
+    }
+
+    fn names(&self) -> Result<Vec<MirrorName>> {
+        let name = |number: u32| match (&self.mirror, self.count) {
+            (Some(name), 1) => Ok(name.clone()),
+            (Some(name), _) => MirrorName::new(&format!("{name}-{number}")),
+            (None, _) => MirrorName::new(&format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8])),
+        };
+        (1..=self.count).map(name).collect()
+    }
+}
+
+/// Starts all copies side by side.
+fn at_once(
+    names: &[MirrorName],
+    start: &(impl Fn(&MirrorName) -> Result<Copy> + Sync),
+) -> Vec<Result<Copy>> {
+    std::thread::scope(|scope| {
+        let starts: Vec<_> = names.iter().map(|name| scope.spawn(move || start(name))).collect();
+        let bug = || Err(Error::new(Kind::Bug, "resume", "a copy"));
+        starts.into_iter().map(|start| start.join().unwrap_or_else(|_| bug())).collect()
+    })
+}
+
+/// Waits until all guests have ended, or a signal ends them.
+fn wait(copies: &[Result<Copy>], mut waiter: Waiter) {
+    let wake = waiter.waker();
+    let guests: Vec<&dyn LiveGuest> =
+        copies.iter().flatten().map(|copy| &*copy.resumed.guest).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if waiter.wait() {
+                guests.iter().for_each(|guest| guest.kill());
+            }
+        });
+        for guest in &guests {
+            guest.wait(None);
+        }
+        wake();
+    });
+}
+
+fn print(copies: &[Result<Copy>], format: Format) -> Result<()> {
+    let copies: Vec<&Copy> = copies.iter().flatten().collect();
+    let slowest =
+        |of: &dyn Fn(&Copy) -> f64| copies.iter().map(|copy| of(copy)).fold(0.0, f64::max);
+    if format == Format::Json {
+        let guests: Vec<Value> = copies.iter().map(|copy| told(copy)).collect();
+        let mut document = guests.first().cloned().unwrap_or_default();
+        document["running_ms"] = json!(slowest(&|c| ms(c.resumed.times.running)));
+        document["answered_ms"] = match copies.iter().all(|copy| copy.resumed.answered.is_some()) {
+            true => json!(slowest(&|c| c.resumed.answered.map_or(0.0, ms))),
+            false => Value::Null,
+        };
+        document["larder_pid"] = json!(std::process::id());
+        document["guests"] = json!(guests);
+        return print_json(&document);
+    }
+    for copy in copies {
+        let Resumed { machine, times, answered, console_path, .. } = &copy.resumed;
+        let answer = answered.map(|answered| format!(", answered after {:.0} ms", ms(answered)));
+        print_line(&format!(
+            "{}: {machine} ran after {:.0} ms{}; console at {}",
+            copy.name,
+            ms(times.running),
+            answer.unwrap_or_default(),
+            console_path.display()
+        ))?;
+    }
+    Ok(())
+}
+
+fn told(copy: &Copy) -> Value {
+    let resumed = &copy.resumed;
+    json!({
+        "machine": resumed.machine.to_string(),
+        "disk": resumed.disk.to_string(),
+        "mirror": copy.name,
+        "pid": resumed.guest.pid(),
+        "console": resumed.console_path,
+        "memory_was_here": resumed.memory_was_here,
+        "greeted_ms": ms(resumed.times.greeted),
+        "restored_ms": ms(resumed.times.restored),
+        "running_ms": ms(resumed.times.running),
+        "answered_ms": resumed.answered.map(ms),
+        "identity_ms": Value::Null,
+        "total_ms": ms(copy.total),
+    })
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
