@@ -46,7 +46,7 @@ pub enum Ready {
     /// Its console asks who logs in.
     #[default]
     Login,
-    /// It writes a line to its port for an agent.
+    /// It writes a line to its port for a helper.
     Port,
 }
 
@@ -163,6 +163,7 @@ impl Proof<'_> {
             folder: folder.clone(),
             waits_for_answer: request.ready == Ready::Login,
             is_recorded: true,
+            is_suspendable: false,
         };
         let resumed = resume(repository, &machine, monitor, disks, &request).map_err(unproven);
         let ended = resumed.and_then(|resumed| {
@@ -257,8 +258,8 @@ impl Oven<'_> {
         guest: &mut dyn LiveGuest,
         console: &mut ScriptedConsole,
     ) -> Result<()> {
-        let mut port = match (self.request.ready, guest.take_agent()) {
-            (Ready::Port, Some(agent)) => Some(first_line(agent)?),
+        let mut port = match (self.request.ready, guest.take_helper()) {
+            (Ready::Port, Some(helper)) => Some(first_line(helper)?),
             _ => None,
         };
         let deadline = Instant::now() + self.request.timeout;
@@ -337,8 +338,8 @@ fn first_line(stream: UnixStream) -> Result<mpsc::Receiver<String>> {
         }
     };
     std::thread::Builder::new()
-        .name("agent-port".into())
+        .name("helper-port".into())
         .spawn(read)
-        .map_err(|error| Error::io("read", "the agent's port", error))?;
+        .map_err(|error| Error::io("read", "the helper's port", error))?;
     Ok(receiver)
 }

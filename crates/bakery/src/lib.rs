@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`mod@bake`] | boots a version until it is ready and keeps what came of it |
 //! | [`mod@resume`] | brings copies of a machine to life |
+//! | [`mod@suspend`] | keeps a guest that runs as a machine |
 //! | [`compatibility`] | whether a machine can be resumed on this host |
 //! | [`monitor`] | what a machine monitor does for a machine: all that knows QEMU stands behind it |
 //! | [`qemu`] | QEMU |
@@ -38,10 +39,12 @@ pub mod memory;
 pub mod monitor;
 pub mod qemu;
 pub mod resume;
+pub mod suspend;
 pub mod working_set;
 
 pub use bake::{BakeRequest, Baked, Ready, bake};
 pub use disks::{Disks, ServedDisk};
 pub use monitor::Monitor;
-pub use qemu::Qemu;
+pub use qemu::{Qemu, QemuGuest};
 pub use resume::{Machine, ResumeRequest, Resumed, resume};
+pub use suspend::{Suspendable, Suspended, suspend};

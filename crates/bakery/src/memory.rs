@@ -23,20 +23,21 @@ use mirror::{BackingFile, ReadOnlyView};
 use model::device::Device;
 use model::{BLOCK_LEN, Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
 
-use crate::machine_file::path_of;
+use crate::machine_file::{MachineFile, path_of};
 use crate::working_set::RecordedReads;
 
 /// What a resumed guest maps, as long as it lives.
 pub struct MemorySource {
     path: PathBuf,
     fds: Vec<Arc<OwnedFd>>,
-    _kept: Kept,
+    kept: Kept,
 }
 
 /// What keeps the bytes there.
 enum Kept {
     File(#[expect(dead_code, reason = "it holds the base")] BackingFile),
     Mount(#[expect(dead_code, reason = "it serves the version")] FuseMount),
+    Copy(Arc<OwnedFd>),
 }
 
 impl MemorySource {
@@ -50,10 +51,29 @@ impl MemorySource {
         {
             let fd = fd.try_clone_to_owned();
             let fd = Arc::new(fd.map_err(|error| Error::io("hold", version.to_string(), error))?);
-            return Ok(MemorySource { path: path_of(&fd), fds: vec![fd], _kept: Kept::File(file) });
+            return Ok(MemorySource { path: path_of(&fd), fds: vec![fd], kept: Kept::File(file) });
         }
         let device: Arc<dyn Device> = view.clone();
         Self::mount(OneMachine { version: version.clone(), device, is_recorded: false }, folder)
+    }
+
+    /// A copy of a machine's memory, for one guest alone, which this process can read: for a guest that
+    /// is to be suspended again.
+    ///
+    /// # Errors
+    /// Those of reading the version; `Full` where memory is short.
+    pub fn copied(view: &ReadOnlyView, memory_len: u64) -> Result<Self> {
+        let memory = MachineFile::memory_of(view, memory_len)?.memory();
+        let (path, fds) = (path_of(&memory), vec![memory.clone()]);
+        Ok(MemorySource { path, fds, kept: Kept::Copy(memory) })
+    }
+
+    /// The memory, where it is a copy for one guest alone.
+    pub fn copy(&self) -> Option<&Arc<OwnedFd>> {
+        match &self.kept {
+            Kept::Copy(memory) => Some(memory),
+            _ => None,
+        }
     }
 
     /// A mount of a machine's version that notes which blocks are read, one by one.
@@ -76,7 +96,7 @@ impl MemorySource {
         let mount = FuseMount::mount(folder, Arc::new(tree))?;
         let image = mount.folder().join(version.image.as_str());
         let path = image.join(version.version.to_string());
-        Ok(MemorySource { path, fds: Vec::new(), _kept: Kept::Mount(mount) })
+        Ok(MemorySource { path, fds: Vec::new(), kept: Kept::Mount(mount) })
     }
 
     /// The file; its first bytes are the memory.

@@ -93,8 +93,8 @@ pub trait LiveGuest: Send + Sync {
     /// Both ways of the serial console; none the second time.
     fn take_console(&mut self) -> Option<UnixStream>;
 
-    /// Both ways of the agent's port; none the second time.
-    fn take_agent(&mut self) -> Option<UnixStream>;
+    /// Both ways of the helper's port; none the second time.
+    fn take_helper(&mut self) -> Option<UnixStream>;
 
     /// Asks the guest for memory that it does not use, so that it reads as zeros, and takes away what
     /// it was asked by. Bytes that it gave; 0 where it cannot.

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use guest::{Accelerator, Console, Drive, Growth, Guest, GuestConfig, MemoryFile, Qmp};
+use guest::{Accelerator, Console, Drive, Growth, Guest, GuestConfig, MemoryFile, Network, Qmp};
 use model::machine::{MachineShape, MonitorFacts};
 use model::{Error, Kind, Result};
 use serde_json::json;
@@ -29,6 +29,9 @@ use crate::monitor::{LiveGuest, Monitor, NewGuest, ResumeTimes, SavedGuest};
 
 /// For how long device state may be on its way. It is some 500 KB.
 const STATE_MAX: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether QEMU has come further.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// QEMU, as this host has it.
 #[derive(Clone, Debug)]
@@ -98,17 +101,44 @@ impl Monitor for Qemu {
 }
 
 fn config(shape: &MachineShape, drive: Drive) -> GuestConfig {
+    // A guest that may not grow was started by `larder run`, and has its network.
+    let may_grow = shape.memory_slots > 0;
     GuestConfig {
         memory_mib: shape.memory_len >> 20,
         cpus: shape.cpus,
-        growth: Some(Growth {
+        growth: may_grow.then_some(Growth {
             cpus_max: shape.cpus_max,
             memory_max_mib: shape.memory_max_len >> 20,
             memory_slots: shape.memory_slots,
             port_count: Growth::DEFAULT.port_count,
         }),
+        network: if may_grow { Network::None } else { Network::User },
         ..GuestConfig::new(vec![drive], Console::Stream)
     }
+}
+
+/// The shape of a guest that may not grow.
+///
+/// # Errors
+/// `Refused` where the guest has something that a resume would not give it.
+pub fn shape_of(config: &GuestConfig) -> Result<MachineShape> {
+    let refused = |reason: &str| {
+        Err(Error::new(Kind::Refused, "suspend", "the guest").because(reason.to_string()))
+    };
+    if !config.extra_arguments.is_empty() {
+        return refused("it was started with arguments for QEMU that nobody else knows");
+    }
+    if config.growth.is_some() || config.network != Network::User || config.drives.len() != 1 {
+        return refused("it is not as `larder run` starts guests");
+    }
+    let memory_len = config.memory_mib << 20;
+    Ok(MachineShape {
+        cpus: config.cpus,
+        cpus_max: config.cpus,
+        memory_len,
+        memory_slots: 0,
+        memory_max_len: memory_len,
+    })
 }
 
 /// Leaves memory that is a shared file out of the state; there, takes none in.
@@ -138,15 +168,55 @@ fn wait_for_migration(qmp: &Qmp, what: &'static str) -> Result<()> {
     }
 }
 
+/// Waits until a guest whose state has gone out may go on: QEMU says that it is complete a moment
+/// before.
+fn wait_until_saved(qmp: &Qmp) -> Result<()> {
+    let deadline = Instant::now() + STATE_MAX;
+    while qmp.status()? == "finish-migrate" {
+        if Instant::now() > deadline {
+            return Err(Error::new(Kind::Unavailable, "save", "the device state")
+                .because("QEMU did not finish"));
+        }
+        std::thread::park_timeout(LOOK);
+    }
+    Ok(())
+}
+
 fn refused_state(guest: &Guest) -> Error {
     let said = guest.complaints();
     let line = said.lines().last().unwrap_or("QEMU ended").to_string();
     Error::new(Kind::Corrupt, "restore", "the device state").because(line)
 }
 
-struct QemuGuest {
+/// A guest in QEMU.
+pub struct QemuGuest {
     guest: Guest,
     config: GuestConfig,
+}
+
+impl QemuGuest {
+    /// Takes over a guest that was started with a configuration.
+    pub fn new(guest: Guest, config: GuestConfig) -> Self {
+        QemuGuest { guest, config }
+    }
+
+    /// Refuses a guest that has devices which were added while it ran: who resumes it would not know
+    /// of them.
+    fn check_not_grown(&self) -> Result<()> {
+        let path = json!({ "path": "/machine/peripheral" });
+        let list = self.guest.qmp().execute("qom-list", Some(path))?;
+        let devices = list.as_array().into_iter().flatten();
+        let mut names = devices
+            .filter(|item| item["type"].as_str().is_some_and(|kind| kind.starts_with("child<")))
+            .filter_map(|item| item["name"].as_str());
+        let is_ours = |name: &str| name.starts_with("port") || name == "generation";
+        match names.find(|name| !is_ours(name)) {
+            None => Ok(()),
+            Some(added) => Err(Error::new(Kind::Refused, "save", "the guest")
+                .because(format!("it was grown while it ran: it has {added}"))
+                .hint("bake or run one that has what it needs from the start")),
+        }
+    }
 }
 
 impl LiveGuest for QemuGuest {
@@ -158,8 +228,8 @@ impl LiveGuest for QemuGuest {
         self.guest.take_console_stream()
     }
 
-    fn take_agent(&mut self) -> Option<UnixStream> {
-        self.guest.take_agent()
+    fn take_helper(&mut self) -> Option<UnixStream> {
+        self.guest.take_helper()
     }
 
     fn give_back_free_memory(&self) -> Result<u64> {
@@ -178,12 +248,14 @@ impl LiveGuest for QemuGuest {
     }
 
     fn save(&self, state: OwnedFd) -> Result<MonitorFacts> {
+        self.check_not_grown()?;
         let qmp = self.guest.qmp();
         let facts = facts::of_guest(qmp, self.guest.accelerator())?;
         ignore_memory(qmp)?;
         qmp.give_descriptor("state", state.as_fd())?;
         qmp.execute("migrate", Some(json!({ "uri": "fd:state" })))?;
         wait_for_migration(qmp, "save")?;
+        wait_until_saved(qmp)?;
         Ok(MonitorFacts { devices: guest::arguments::devices(&self.config)?, ..facts })
     }
 

@@ -7,19 +7,20 @@
 //! **Failure**: what cannot work is refused before the monitor starts. A copy that fails leaves its
 //! siblings and the machine as they were; its mirror goes, unless it had been there before.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use catalog::VersionRecord;
 use guest::{Accelerator, pick_accelerator};
-use mirror::{Binding, Patience, ReadOnlyView, StateFolder};
+use mirror::{Binding, Mirror, Patience, ReadOnlyView, StateFolder};
 use model::boot_set::FirstRead;
 use model::device::Device;
-use model::machine::{MachineOrigin, MachineRecord};
+use model::machine::{MachineOrigin, MachineRecord, MachineShape};
 use model::{Error, Kind, MirrorName, Reference, Result, VersionId, VersionKind};
 use repository::Repository;
 
@@ -29,6 +30,7 @@ use crate::disks::{Disks, ServedDisk};
 use crate::machine_file::{read_record, read_state};
 use crate::memory::MemorySource;
 use crate::monitor::{LiveGuest, Monitor, ResumeTimes, SavedGuest};
+use crate::suspend::Suspendable;
 use crate::working_set::{self, RecordedReads};
 
 /// How long a guest may take for its first answer.
@@ -49,6 +51,8 @@ pub struct ResumeRequest {
     pub waits_for_answer: bool,
     /// Whether what it reads of its memory is noted, although that is slower.
     pub is_recorded: bool,
+    /// Whether it gets a copy of the memory, so that it can be suspended again.
+    pub is_suspendable: bool,
 }
 
 /// A guest that runs. Dropped, it ends, and its mirror is served no more.
@@ -59,8 +63,8 @@ pub struct Resumed {
     pub console: ConsoleDoor,
     /// Where others are let in.
     pub console_path: PathBuf,
-    /// The agent's port.
-    pub agent: Option<UnixStream>,
+    /// The helper's port.
+    pub helper: Option<UnixStream>,
     /// The machine.
     pub machine: VersionId,
     /// Its disk.
@@ -71,8 +75,12 @@ pub struct Resumed {
     pub answered: Option<Duration>,
     /// True where its memory was mapped from a file on this host that has all of it.
     pub memory_was_here: bool,
-    served: Box<dyn ServedDisk>,
-    _memory: MemorySource,
+    shape: MachineShape,
+    mirror: Option<Arc<Mirror>>,
+    served: Mutex<Option<Box<dyn ServedDisk>>>,
+    own_memory: Option<Arc<OwnedFd>>,
+    /// Goes last: the guest maps it.
+    _memory: Mutex<MemorySource>,
     recorded: Option<Arc<RecordedReads>>,
 }
 
@@ -82,12 +90,30 @@ impl Resumed {
         self.recorded.as_ref().map(|recorded| recorded.reads())
     }
 
+    /// What a suspend needs.
+    ///
+    /// # Errors
+    /// `Refused` where its memory is not a copy of its own, or its disk another process's.
+    pub fn suspendable(&self) -> Result<Suspendable<'_>> {
+        let refused = |reason: &str| {
+            Error::new(Kind::Refused, "suspend", self.machine.to_string())
+                .because(reason.to_string())
+        };
+        let memory = self.own_memory.as_ref().ok_or_else(|| {
+            refused("its memory is shared with other copies")
+                .hint("resume it with `--suspendable`, which copies the memory first")
+        })?;
+        let mirror = self.mirror.as_ref();
+        let mirror = mirror.ok_or_else(|| refused("its disk is served by this host's daemon"))?;
+        Ok(Suspendable { guest: &*self.guest, memory, shape: self.shape, mirror })
+    }
+
     /// Ends guest and monitor, and the serving of its mirror; throws that away if asked to.
-    pub fn end(self, discard: bool) -> Result<()> {
+    /// Idempotent.
+    pub fn end(&self, discard: bool) -> Result<()> {
         self.guest.kill();
-        let Resumed { guest, console, served, .. } = self;
-        drop((guest, console));
-        served.end(discard)
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner).take();
+        served.map_or(Ok(()), |served| served.end(discard))
     }
 }
 
@@ -261,6 +287,9 @@ pub fn resume(
             let (memory, reads) = MemorySource::recorded(view, &version.id, &mount)?;
             (memory, Some(reads))
         }
+        false if request.is_suspendable => {
+            (MemorySource::copied(view, machine.record.shape.memory_len)?, None)
+        }
         false => (MemorySource::open(view, &version.id, &mount)?, None),
     };
     if !memory.is_complete() && !request.is_recorded {
@@ -274,7 +303,7 @@ pub fn resume(
         drive: served.drive(),
         memory: memory.path().to_path_buf(),
         memory_fds: memory.fds().to_vec(),
-        is_memory_shared: false,
+        is_memory_shared: memory.copy().is_some(),
         state,
     });
     let started = started.and_then(|(mut guest, times)| {
@@ -296,7 +325,7 @@ pub fn resume(
         }
     };
     Ok(Resumed {
-        agent: guest.take_agent(),
+        helper: guest.take_helper(),
         guest,
         console,
         console_path,
@@ -305,8 +334,11 @@ pub fn resume(
         times,
         answered,
         memory_was_here: memory.is_complete(),
-        served,
-        _memory: memory,
+        shape: machine.record.shape,
+        mirror: served.mirror().cloned(),
+        served: Mutex::new(Some(served)),
+        own_memory: memory.copy().cloned(),
+        _memory: Mutex::new(memory),
         recorded,
     })
 }

@@ -19,7 +19,7 @@ use crate::config::{Console, Drive, Growth, GuestConfig, Network};
 // Where the devices of a machine that may grow are on its PCI Express bus. What is saved with them
 // there is found there again, so these never change.
 const RANDOM_SLOT: usize = 2;
-const AGENT_SLOT: usize = 3;
+const HELPER_SLOT: usize = 3;
 const DRIVE_SLOT: usize = 4;
 const PORT_SLOT: u32 = 0x10;
 
@@ -33,12 +33,12 @@ pub struct InheritedSockets {
     pub qmp: RawFd,
     /// The console, where a program reads it.
     pub console: Option<RawFd>,
-    /// The agent's port, where the guest may grow.
-    pub agent: Option<RawFd>,
+    /// The helper's port, where the guest may grow.
+    pub helper: Option<RawFd>,
 }
 
-/// The name of the agent's port in the guest: `/dev/virtio-ports/` and this.
-pub const AGENT_PORT: &str = "larder.agent.0";
+/// The name of the helper's port in the guest: `/dev/virtio-ports/` and this.
+pub const HELPER_PORT: &str = "larder.agent.0";
 
 /// The devices that a guest sees, as QEMU is told of them, in order; a balloon is left out.
 ///
@@ -46,7 +46,7 @@ pub const AGENT_PORT: &str = "larder.agent.0";
 /// As [`plan`].
 pub fn devices(config: &GuestConfig) -> Result<Vec<String>> {
     let none = Some(0);
-    let sockets = InheritedSockets { qmp: 0, console: none, agent: none };
+    let sockets = InheritedSockets { qmp: 0, console: none, helper: none };
     let config = GuestConfig { has_balloon: false, ..config.clone() };
     let arguments = plan(&config, Accelerator::Tcg, sockets)?;
     let value =
@@ -88,7 +88,7 @@ pub fn plan(
         line.drive(index, drive, &place)?;
     }
     if let Some(growth) = &config.growth {
-        line.growth(growth, config.has_balloon, sockets.agent)?;
+        line.growth(growth, config.has_balloon, sockets.helper)?;
     }
     match config.network {
         Network::None => line.option("-nic", "none"),
@@ -158,8 +158,8 @@ impl Line {
         }
     }
 
-    /// Empty ports, an agent's port, and what tells the guest that it is a copy.
-    fn growth(&mut self, growth: &Growth, balloon: bool, agent: Option<RawFd>) -> Result<()> {
+    /// Empty ports, the helper's port, and what tells the guest that it is a copy.
+    fn growth(&mut self, growth: &Growth, balloon: bool, helper: Option<RawFd>) -> Result<()> {
         for port in 0..growth.port_count {
             let (slot, chassis) = (PORT_SLOT + port, port + 1);
             self.option(
@@ -170,17 +170,17 @@ impl Line {
                 ),
             );
         }
-        let agent = agent.ok_or_else(|| {
-            Error::new(Kind::Bug, "start", "the guest").because("no socket for its agent")
+        let helper = helper.ok_or_else(|| {
+            Error::new(Kind::Bug, "start", "the guest").because("no socket for its helper")
         })?;
         self.option(
             "-device",
-            format!("virtio-serial-pci,id=ports,bus=pcie.0,addr={AGENT_SLOT:#x}"),
+            format!("virtio-serial-pci,id=ports,bus=pcie.0,addr={HELPER_SLOT:#x}"),
         );
-        self.option("-chardev", format!("socket,id=agent,fd={agent}"));
+        self.option("-chardev", format!("socket,id=helper,fd={helper}"));
         self.option(
             "-device",
-            format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"),
+            format!("virtserialport,bus=ports.0,chardev=helper,name={HELPER_PORT}"),
         );
         self.option("-device", "vmgenid,guid=auto,id=generation");
         if balloon && growth.port_count > 0 {
@@ -285,7 +285,8 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
     use std::path::PathBuf;
 
-    const SOCKETS: InheritedSockets = InheritedSockets { qmp: 7, console: Some(8), agent: Some(9) };
+    const SOCKETS: InheritedSockets =
+        InheritedSockets { qmp: 7, console: Some(8), helper: Some(9) };
 
     fn planned(config: &GuestConfig) -> Vec<String> {
         let arguments = plan(config, Accelerator::Tcg, SOCKETS).unwrap();

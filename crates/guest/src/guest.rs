@@ -53,7 +53,7 @@ pub struct Guest {
     qmp: Qmp,
     console: Option<ScriptedConsole>,
     console_stream: Option<UnixStream>,
-    agent: Option<UnixStream>,
+    helper: Option<UnixStream>,
     fate: Arc<Fate>,
     keeper: Option<JoinHandle<()>>,
     outlives_parent: bool,
@@ -86,7 +86,7 @@ impl Guest {
             }
             _ => (None, None),
         };
-        let (agent, qemus_agent) = match config.growth {
+        let (helper, qemus_helper) = match config.growth {
             Some(_) => {
                 let (ours, qemus) = UnixStream::pair().map_err(failed)?;
                 (Some(ours), Some(qemus))
@@ -96,12 +96,12 @@ impl Guest {
         let sockets = InheritedSockets {
             qmp: qemus_qmp.as_raw_fd(),
             console: qemus_console.as_ref().map(AsRawFd::as_raw_fd),
-            agent: qemus_agent.as_ref().map(AsRawFd::as_raw_fd),
+            helper: qemus_helper.as_ref().map(AsRawFd::as_raw_fd),
         };
         let mut command = Command::new(&config.program);
         command.args(arguments::plan(config, accelerator, sockets)?);
         give_streams(&mut command, config);
-        let sockets = [Some(qemus_qmp), qemus_console, qemus_agent].into_iter().flatten();
+        let sockets = [Some(qemus_qmp), qemus_console, qemus_helper].into_iter().flatten();
         let mut inherited: Vec<Arc<OwnedFd>> =
             sockets.map(|s| Arc::new(OwnedFd::from(s))).collect();
         inherited.extend(config.inherited.iter().cloned());
@@ -133,7 +133,7 @@ impl Guest {
             qmp,
             console: None,
             console_stream: None,
-            agent,
+            helper,
             fate,
             keeper,
             outlives_parent: config.outlives_parent,
@@ -178,9 +178,9 @@ impl Guest {
         self.console_stream.take()
     }
 
-    /// The host's end of the agent's port, where the guest may grow; none the second time.
-    pub fn take_agent(&mut self) -> Option<UnixStream> {
-        self.agent.take()
+    /// The host's end of the helper's port, where the guest may grow; none the second time.
+    pub fn take_helper(&mut self) -> Option<UnixStream> {
+        self.helper.take()
     }
 
     /// Waits until QEMU has ended, or until the limit; none when it still runs.

@@ -488,7 +488,7 @@ impl Handler for Shared {
                 self.attach(*order).map(|ready| Response::Attached(Box::new(ready)))
             }
             Request::Mirror { name, request } => self.ask_mirror(&name, *request),
-            Request::Commit(_) | Request::Detach { .. } | Request::Wait => {
+            Request::Commit(_) | Request::Detach { .. } | Request::Wait | Request::Suspend(_) => {
                 Err(Error::new(Kind::Invalid, "ask", "the host's daemon")
                     .because("which mirror is meant?")
                     .hint("{\"mirror\":{\"name\":NAME,\"request\":REQUEST}}"))

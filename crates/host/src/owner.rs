@@ -379,6 +379,10 @@ impl Handler for Shared {
                 Ok(self.wait_for_end())
             }
             Request::Wait => Ok(self.wait_for_end()),
+            Request::Suspend(_) => {
+                Err(Error::new(Kind::Invalid, "ask", self.mirror.name().as_str())
+                    .because("that is for whoever runs its guest; this is the mirror's owner"))
+            }
             Request::Attach(_) | Request::Mirror { .. } => {
                 Err(Error::new(Kind::Invalid, "ask", self.mirror.name().as_str())
                     .because("that is for a host's daemon; this is one mirror's owner"))

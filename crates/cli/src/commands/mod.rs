@@ -29,6 +29,7 @@ mod settings;
 mod show;
 mod stats;
 mod stream;
+mod suspend;
 mod tag;
 mod write;
 
@@ -61,6 +62,7 @@ pub enum Command {
     Run(run::Run),
     Bake(bake::Bake),
     Resume(resume::Resume),
+    Suspend(suspend::Suspend),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
@@ -105,6 +107,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Run(command) => command.run(&context),
         Command::Bake(command) => command.run(&context),
         Command::Resume(command) => command.run(&context),
+        Command::Suspend(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),

@@ -1,15 +1,17 @@
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bakery::monitor::LiveGuest;
 use bakery::{Disks, Machine, Qemu, ResumeRequest, Resumed};
 use env::SystemEntropy;
 use env::entropy::Entropy;
+use host::control::ControlServer;
 use model::{Error, Kind, MirrorName, Reference, Result};
 use serde_json::{Value, json};
 
 use crate::arguments::Format;
-use crate::commands::background;
 use crate::commands::guests::{HostDisks, SocketFolder};
+use crate::commands::{background, suspend};
 use crate::context::Context;
 use crate::interrupt::Waiter;
 use crate::output::{print_json, print_line};
@@ -33,6 +35,9 @@ pub struct Resume {
     /// Keep the mirror of the disk under this name; with several copies, NAME-1, NAME-2...
     #[arg(long, value_name = "NAME")]
     mirror: Option<MirrorName>,
+    /// Give each copy memory of its own at once, so that it can be suspended again. Slower.
+    #[arg(long)]
+    suspendable: bool,
     /// Do not wait until the copies answer on their consoles.
     #[arg(long)]
     no_wait: bool,
@@ -43,9 +48,10 @@ pub struct Resume {
 
 /// One copy.
 struct Copy {
-    resumed: Resumed,
+    resumed: Arc<Resumed>,
     name: MirrorName,
     total: Duration,
+    _door: ControlServer,
     _folder: SocketFolder,
 }
 
@@ -59,7 +65,7 @@ impl Resume {
         let waiter = Waiter::new()?;
         background::leave_terminal();
         let repository = context.repository()?;
-        let disks = HostDisks::new(context, repository.clone(), false);
+        let disks = HostDisks::new(context, repository.clone(), self.suspendable);
         let monitor = Qemu::new(disks.state().path());
         let machine = Machine::find(&repository, disks.state(), &monitor, &self.reference)?;
         let names = self.names()?;
@@ -72,10 +78,16 @@ impl Resume {
                 folder: folder.path().to_path_buf(),
                 waits_for_answer: !self.no_wait,
                 is_recorded: false,
+                is_suspendable: self.suspendable,
             };
             let resumed = bakery::resume(&repository, &machine, &monitor, &disks, &request)?;
             let total = began.elapsed();
-            Ok(Copy { resumed, name: name.clone(), total, _folder: folder })
+            let resumed = Arc::new(resumed);
+            let door = suspend::listen(disks.state(), name, repository.clone(), resumed.clone());
+            let door = door.inspect_err(|_| {
+                let _ = resumed.end(true);
+            })?;
+            Ok(Copy { resumed, name: name.clone(), total, _door: door, _folder: folder })
         };
         let copies = at_once(&names, &start);
         // Later copies find all of it here.
@@ -154,7 +166,7 @@ fn print(copies: &[Result<Copy>], format: Format) -> Result<()> {
         return print_json(&document);
     }
     for copy in copies {
-        let Resumed { machine, times, answered, console_path, .. } = &copy.resumed;
+        let Resumed { machine, times, answered, console_path, .. } = &*copy.resumed;
         let answer = answered.map(|answered| format!(", answered after {:.0} ms", ms(answered)));
         print_line(&format!(
             "{}: {machine} ran after {:.0} ms{}; console at {}",

@@ -329,3 +329,57 @@ fn a_resume_that_is_killed_takes_its_guests_with_it() {
     assert_eq!(said_until(&mut again.console(0), b'b'), b"b");
     assert_eq!(larder.json("mirrors")["mirrors"].as_array().unwrap().len(), 1, "tidied up");
 }
+
+#[test]
+fn a_guest_that_runs_is_suspended_goes_on_and_is_brought_back() {
+    let larder = Larder::new();
+    import(&larder, &counting_disk(b"login: "));
+    let mut command = larder.command("run guest --mirror m --memory 32MiB --accel tcg");
+    let said = std::fs::File::create(larder.path("said")).unwrap();
+    command.stdin(std::process::Stdio::piped()).stdout(said);
+    let mut running = Process::start(&mut command);
+    let mut keys = running.child.stdin.take().unwrap();
+    let has_said = |text: &[u8]| larder.read("said").windows(text.len()).any(|said| said == text);
+    wait_until("the guest runs", || has_said(b"login: "));
+    keys.write_all(b"xx").unwrap();
+    wait_until("the guest counts", || has_said(b"bc"));
+
+    let suspended = larder.json("suspend m");
+    assert_eq!(suspended["machine"], "guest-suspended@1");
+    assert!(suspended["pause_ms"].as_f64().unwrap() > 0.0, "{suspended}");
+    keys.write_all(b"x").unwrap();
+    wait_until("the guest goes on", || has_said(b"bcd"));
+
+    let copies = Copies::resume(&larder, "guest-suspended");
+    assert_eq!(said_until(&mut copies.console(0), b'd'), b"d", "it has counted to c");
+    let name = copies.guests()[0]["mirror"].as_str().unwrap().to_string();
+    let refused = larder.fails(&format!("suspend {name}"));
+    assert!(refused.hint.unwrap().contains("--suspendable"));
+    drop(copies);
+    let copies = Copies::resume(&larder, "guest-suspended --suspendable --mirror own");
+    let again = larder.json("suspend own --tag later --end");
+    assert_eq!(again["machine"], "guest-suspended@2");
+    drop(copies);
+    // On another host: a copy of the repository, and nothing else.
+    larder.shell("mv state before; mv repo moved; mkdir repo; cp -r moved/. repo");
+    let copies = Copies::resume(&larder, "guest-suspended:later");
+    assert_eq!(said_until(&mut copies.console(0), b'e'), b"e", "it had answered once more");
+    drop(copies);
+    larder.shell("rm -r state; mv before state");
+
+    let refused = larder.fails("suspend nobody");
+    assert!(refused.message.contains("no guest"), "{refused:?}");
+    running.signal(rustix::process::Signal::TERM);
+    assert!(running.ends_within(LIMIT));
+    larder.json("commit m");
+    let mut other = Process::start(
+        larder
+            .command("run guest --mirror o --memory 32MiB --accel tcg -- -name extra")
+            .stdout(std::fs::File::create(larder.path("said")).unwrap()),
+    );
+    wait_until("the guest runs", || has_said(b"login: "));
+    let refused = larder.fails("suspend o");
+    assert!(refused.message.contains("arguments for QEMU"), "{refused:?}");
+    other.signal(rustix::process::Signal::TERM);
+    assert!(other.ends_within(LIMIT));
+}
