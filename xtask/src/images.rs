@@ -16,6 +16,7 @@ mod disk;
 mod recipe;
 mod root;
 mod sources;
+mod verify;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use guest::{Console, Drive, Guest, GuestConfig};
 use model::{Error, Kind, Result};
 
 pub use recipe::{MINIMAL, NGINX, Recipe};
+pub use verify::VERIFY;
 
 use crate::process;
 use crate::setup::{self, For};
@@ -46,7 +48,7 @@ pub const BOOT_MAX: Duration = Duration::from_secs(180);
 /// Builds the images that are missing and says where all are.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure(For::Images)?;
-    let recipes = [&MINIMAL, &NGINX];
+    let recipes = [&MINIMAL, &NGINX, &VERIFY];
     let began = Instant::now();
     let paths = ensure(&recipes)?;
     println!("images ready after {}", seconds(began.elapsed()));

@@ -7,7 +7,7 @@ use model::Result;
 use crate::setup::{self, For};
 use crate::steps::Steps;
 use crate::workspace::cargo;
-use crate::{bench, layers, process};
+use crate::{bench, layers, process, soak};
 
 /// What to test.
 #[derive(clap::Args)]
@@ -33,6 +33,10 @@ pub fn take(steps: &mut Steps, arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         steps.take("examples in the docs", || {
             process::run(cargo().args(["test", "--workspace", "--doc", "--quiet", "--locked"]))
+        })?;
+        steps.take("a Linux guest", || {
+            setup::ensure(For::Images)?;
+            process::run(&mut soak::guests(&["--quiet", "linux_guest::"])?)
         })?;
         steps.take("benches, small", bench::run_small)?;
     }

@@ -147,6 +147,7 @@ impl Machine {
                 .because("it is a disk that was not booted")
                 .hint(format!("`larder bake {}` makes a machine of it", version.id)));
         }
+        repository.require_signature(&version)?;
         let binding = Binding {
             parent: version.id.clone(),
             content: version.facts.content,

@@ -9,8 +9,8 @@ use model::{
 };
 
 use crate::records::{
-    BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
-    LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
+    BootSetRecord, CatalogStatistics, DocumentRecord, Doomed, EntryDigest, HoldRecord, ImageFilter,
+    ImageRecord, LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
     VersionRecord,
 };
 
@@ -139,6 +139,17 @@ pub trait Catalog: Send + Sync {
 
     /// The working sets of a content, by name.
     fn boot_sets(&self, content: ContentDigest) -> Result<Vec<BootSetRecord>>;
+
+    /// Keeps a document with a content, in the place of one of the same name. The packs put under
+    /// the lease are nobody's from then on; the lease lives on. `NotFound` where neither a version
+    /// nor a hold has the content. It goes when the last of those goes.
+    fn set_document(&self, lease: LeaseId, document: &DocumentRecord) -> Result<()>;
+
+    /// Takes a document away from a content. Does nothing where there is none.
+    fn remove_document(&self, content: ContentDigest, name: &str) -> Result<()>;
+
+    /// The documents of a content, by name.
+    fn documents(&self, content: ContentDigest) -> Result<Vec<DocumentRecord>>;
 
     /// Holds a version for somebody: what it refers to stays, also when the version is removed, until
     /// it is released or `time_to_live` is over. A holder holds one version: an earlier hold ends.

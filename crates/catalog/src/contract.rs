@@ -16,8 +16,8 @@ use model::{
 
 use crate::catalog::Catalog;
 use crate::records::{
-    BootSetRecord, CatalogStatistics, Condition, Doomed, EntryDigest, EntryRecord, ImageFilter,
-    LeaseId, NewPack, PackId, Publication, Revision, VersionFacts,
+    BootSetRecord, CatalogStatistics, Condition, DocumentRecord, Doomed, EntryDigest, EntryRecord,
+    ImageFilter, LeaseId, NewPack, PackId, Publication, Revision, VersionFacts,
 };
 
 /// Longer than any test of the suite.
@@ -33,6 +33,7 @@ pub const PROMISES: &[(&str, Promise)] = &[
     ("an image that must be new", an_image_that_must_be_new_is_refused_when_it_exists),
     ("tags move", tags_move),
     ("labels are set and taken away", labels_are_set_and_taken_away),
+    ("documents stay with their content", documents_stay_with_their_content),
     ("the list shows the latest", the_list_shows_the_latest_version),
     ("the list is filtered", the_list_is_filtered),
     ("what is removed is gone", what_is_removed_is_gone),
@@ -646,6 +647,35 @@ pub fn working_sets_go_with_their_content(catalog: &dyn Catalog) {
     assert!(catalog.boot_sets(content).unwrap().is_empty());
 }
 
+fn documents_stay_with_their_content(catalog: &dyn Catalog) {
+    let version = publish(catalog, "a");
+    let content = catalog.version(&version.clone().into()).unwrap().facts.content;
+    let document =
+        |name: &str, byte: u8| DocumentRecord { content, name: name.into(), digest: [byte; 32] };
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let unknown = DocumentRecord { content: ContentDigest([9; 32]), ..document("x", 1) };
+    assert_eq!(kind(catalog.set_document(lease, &unknown)), Kind::NotFound);
+    catalog.set_document(lease, &document("signature/b", 1)).unwrap();
+    let before = catalog.roots(Revision::default(), 9).unwrap()[0].revision;
+    catalog.set_document(lease, &document("description", 2)).unwrap();
+    catalog.set_document(lease, &document("description", 3)).unwrap();
+    let all = [document("description", 3), document("signature/b", 1)];
+    assert_eq!(catalog.documents(content).unwrap(), all);
+    let [root] = &catalog.roots(before, 9).unwrap()[..] else { panic!("a root anew") };
+    let mut kept = root.documents.clone();
+    kept.sort_unstable();
+    assert_eq!(kept, [[1; 32], [3; 32]]);
+    catalog.clone_version(&version, &name("b")).unwrap();
+    catalog.remove_image(&name("a")).unwrap();
+    catalog.remove_document(content, "signature/b").unwrap();
+    catalog.remove_document(content, "signature/b").unwrap();
+    assert_eq!(catalog.documents(content).unwrap(), [document("description", 3)]);
+    catalog.remove_version(&id("b", 1)).unwrap();
+    assert!(catalog.documents(content).unwrap().is_empty());
+    catalog.abandon_lease(lease).unwrap();
+    assert_eq!(kind(catalog.set_document(lease, &document("x", 1))), Kind::Stale);
+}
+
 /// Known entries stay where they are; lookups come in the order asked, repetitions included.
 pub fn entries_keep_their_first_place(catalog: &dyn Catalog) {
     let lease = catalog.begin_lease(LONG).unwrap();
@@ -765,6 +795,11 @@ fn names_go_out_and_come_in(catalog: &dyn Catalog) {
     catalog.set_tag(&version, &tag("stable")).unwrap();
     catalog.set_label(&name("copy"), &key("arch"), Some("amd64 = x")).unwrap();
     catalog.count_attach(&version).unwrap();
+    let lease = catalog.begin_lease(LONG).unwrap();
+    let content = catalog.version(&version.clone().into()).unwrap().facts.content;
+    let document = DocumentRecord { content, name: "description".into(), digest: [7; 32] };
+    catalog.set_document(lease, &document).unwrap();
+    catalog.abandon_lease(lease).unwrap();
     catalog.hold(&gone, "mirror a", Some(LONG)).unwrap();
     catalog.hold(&version, "mirror b", None).unwrap();
     catalog.hold(&version, "expired", Some(Duration::ZERO)).unwrap();
@@ -777,6 +812,7 @@ fn names_go_out_and_come_in(catalog: &dyn Catalog) {
         .collect();
     assert_eq!(images, [("copy", 1, 1), ("debian", 2, 2), ("gone", 1, 0)]);
     assert_eq!(names.images[1].versions[0].attach_count, 1);
+    assert_eq!(names.documents.len(), 1);
     assert_eq!(names.images[0].versions[0].parent, Some(version.clone()));
     assert_eq!(
         names.holds.iter().map(|hold| &hold.holder).collect::<Vec<_>>(),

@@ -94,6 +94,17 @@ pub struct BootSetRecord {
     pub boots: u32,
 }
 
+/// A document that is kept with a content: its description, a signature, what a test said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentRecord {
+    /// The content that it is about.
+    pub content: ContentDigest,
+    /// Its name.
+    pub name: String,
+    /// Its entry.
+    pub digest: EntryDigest,
+}
+
 /// Something that keeps a layout in the repository: a version or a hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
@@ -109,7 +120,9 @@ pub struct Root {
     pub record: Option<EntryDigest>,
     /// The entries of its content's working sets.
     pub boot_sets: Vec<EntryDigest>,
-    /// When it came to be, was laid out anew, or got another working set.
+    /// The documents of its content.
+    pub documents: Vec<EntryDigest>,
+    /// When it came to be, was laid out anew, or got another working set or document.
     pub revision: Revision,
 }
 

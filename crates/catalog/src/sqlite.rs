@@ -12,6 +12,7 @@
 //! | `packs`, `leases` | places of chunks, hooks; what protects them until they are referred to |
 //! | `roots` | what keeps layouts in the repository: versions and holds |
 //! | `boot_sets` | working sets of contents |
+//! | `documents` | documents of contents |
 //! | `collect` | all entries; marks upon packs; removal |
 //! | `names` | all names at once, out and in |
 //! | `statistics` | how much there is |
@@ -29,6 +30,7 @@ mod batch;
 mod boot_sets;
 mod collect;
 mod connections;
+mod documents;
 mod failure;
 mod images;
 mod leases;
@@ -58,8 +60,8 @@ use model::{
 
 use crate::catalog::Catalog;
 use crate::records::{
-    BootSetRecord, CatalogStatistics, Doomed, EntryDigest, HoldRecord, ImageFilter, ImageRecord,
-    LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
+    BootSetRecord, CatalogStatistics, DocumentRecord, Doomed, EntryDigest, HoldRecord, ImageFilter,
+    ImageRecord, LeaseId, Location, Mark, NewPack, PackId, PackRecord, Publication, Revision, Root,
     VersionRecord,
 };
 use connections::Connections;
@@ -283,6 +285,22 @@ impl Catalog for SqliteCatalog {
 
     fn boot_sets(&self, content: ContentDigest) -> Result<Vec<BootSetRecord>> {
         self.connections.read("find the working sets", async |c| boot_sets::all(c, content).await)
+    }
+
+    fn set_document(&self, lease: LeaseId, document: &DocumentRecord) -> Result<()> {
+        let now = self.clock.now();
+        let set = async |c: &mut _| documents::set(c, lease, now, document).await;
+        self.connections.write("keep the document", set)
+    }
+
+    fn remove_document(&self, content: ContentDigest, name: &str) -> Result<()> {
+        let remove = async |c: &mut _| documents::remove(c, content, name).await;
+        self.connections.write("remove the document", remove)
+    }
+
+    fn documents(&self, content: ContentDigest) -> Result<Vec<DocumentRecord>> {
+        let find = async |c: &mut _| documents::of_content(c, content).await;
+        self.connections.read("find the documents", find)
     }
 
     fn hold(

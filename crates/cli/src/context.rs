@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use env::{FileSystem, RealFileSystem};
 use model::{Error, Kind, Result};
-use repository::Repository;
 use repository::repository::Machine;
+use repository::{Repository, TrustedKey};
 use serde::Deserialize;
 
 use crate::arguments::{Format, GlobalArguments};
+use crate::commands::read_key;
 use crate::progress_bar::ProgressBar;
 
 const SETTINGS_LEN_MAX: u64 = 1 << 20;
@@ -24,6 +25,8 @@ pub struct Context {
     pub format: Format,
     /// The settings file, whether or not it exists.
     pub settings_file: PathBuf,
+    /// Public keys, as the settings name them: of what is attached, one must have signed it.
+    pub require_signature_by: Vec<String>,
     quiet: bool,
     lease_time: Option<Duration>,
 }
@@ -41,6 +44,8 @@ pub struct Setting {
 struct SettingsFile {
     repo: Option<PathBuf>,
     state: Option<PathBuf>,
+    #[serde(default)]
+    require_signature_by: Vec<String>,
 }
 
 impl Context {
@@ -63,6 +68,7 @@ impl Context {
             state: choose(&arguments.state, file.state, state),
             format: arguments.format,
             settings_file,
+            require_signature_by: file.require_signature_by,
             quiet: arguments.quiet,
             lease_time: arguments.lease_seconds.map(Duration::from_secs),
         })
@@ -71,7 +77,8 @@ impl Context {
     /// Opens the repository.
     pub fn repository(&self) -> Result<Repository> {
         self.refuse_urls()?;
-        open_repository(&self.repo.path).map(|repository| self.timed(repository))
+        let repository = open_repository(&self.repo.path)?;
+        Ok(self.timed(repository).trusting(&self.trusted()?))
     }
 
     /// Opens the repository, or makes one and says so.
@@ -82,6 +89,11 @@ impl Context {
             anstream::eprintln!("made a new repository in {}", self.repo.path.display());
         }
         Ok(self.timed(repository))
+    }
+
+    /// The keys that this host believes.
+    pub fn trusted(&self) -> Result<Vec<TrustedKey>> {
+        self.require_signature_by.iter().map(|key| read_key(key)).collect()
     }
 
     fn timed(&self, repository: Repository) -> Repository {
@@ -121,7 +133,7 @@ impl Context {
     }
 }
 
-/// Names a link that packs are behind, as `rate=125MB,delay=1ms`: for benches.
+/// Names a link that packs are behind, as `rate=125MB,delay=1ms,away=FILE`: for benches and soaks.
 const LINK: &str = "LARDER_LINK";
 
 /// Opens the repository in a folder.

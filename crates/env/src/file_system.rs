@@ -46,8 +46,18 @@ pub trait File: Send + Sync + Debug {
     fn allocated_bytes(&self) -> io::Result<u64>;
 
     /// Takes the file's exclusive advisory lock if nobody has it; held until the file is dropped.
-    /// False where another holds it.
+    /// False where another holds it: a shared lock that this file had is lost then.
     fn try_lock(&self) -> io::Result<bool>;
+
+    /// Takes the file's shared advisory lock, or keeps no more than that of an exclusive one. False
+    /// where another holds it exclusively.
+    fn try_lock_shared(&self) -> io::Result<bool>;
+
+    /// Takes the exclusive lock, and waits for it.
+    fn lock(&self) -> io::Result<()>;
+
+    /// Gives the lock free.
+    fn unlock(&self) -> io::Result<()>;
 
     /// The file's descriptor, where it has one: for the kernel to read from directly.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
@@ -73,6 +83,15 @@ pub trait File: Send + Sync + Debug {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+}
+
+/// Bytes of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What it has in all.
+    pub total: u64,
+    /// What can be written still.
+    pub available: u64,
 }
 
 /// Files and folders by path.
@@ -104,6 +123,13 @@ pub trait FileSystem: Send + Sync + Debug {
     /// A text that is another after each start of the machine: state that is only as durable as
     /// the page cache counts while it stays the same.
     fn boot_id(&self) -> io::Result<String>;
+
+    /// A text that is another after each mount of the file system that holds `folder`, within one
+    /// start of the machine: a disk that was away may have come back without what was not synced.
+    fn mount_id(&self, folder: &Path) -> io::Result<String>;
+
+    /// How much the file system that holds `folder` has room for.
+    fn space(&self, folder: &Path) -> io::Result<Space>;
 
     /// Writes a small file whole: to a new name, synced, renamed, its folder synced. After a crash
     /// the old file is there or the new one.

@@ -18,5 +18,5 @@ pub mod simulated;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use entropy::{Entropy, SeededEntropy, SystemEntropy};
-pub use file_system::{File, FileSystem, OpenMode};
+pub use file_system::{File, FileSystem, OpenMode, Space};
 pub use real::RealFileSystem;

@@ -6,9 +6,12 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, StatxFlags};
 
-use crate::file_system::{File, FileSystem, OpenMode};
+use crate::file_system::{File, FileSystem, OpenMode, Space};
+
+/// Asks for the mount id that no other mount has again; since Linux 6.8.
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// The machine's own file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,6 +66,28 @@ impl FileSystem for RealFileSystem {
     fn boot_id(&self) -> io::Result<String> {
         Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
     }
+
+    fn mount_id(&self, folder: &Path) -> io::Result<String> {
+        let ask =
+            |flags| rustix::fs::statx(rustix::fs::CWD, folder, rustix::fs::AtFlags::empty(), flags);
+        // Older kernels give a number that the next mount may have again; the device tells some of
+        // those apart.
+        let unique = ask(StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE))?;
+        if unique.stx_mask & STATX_MNT_ID_UNIQUE != 0 {
+            return Ok(unique.stx_mnt_id.to_string());
+        }
+        let found = ask(StatxFlags::MNT_ID)?;
+        let (major, minor) = (found.stx_dev_major, found.stx_dev_minor);
+        Ok(format!("{}-{major}-{minor}", found.stx_mnt_id))
+    }
+
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(folder)?;
+        Ok(Space {
+            total: found.f_blocks.saturating_mul(found.f_frsize),
+            available: found.f_bavail.saturating_mul(found.f_frsize),
+        })
+    }
 }
 
 impl File for RealFile {
@@ -109,6 +134,27 @@ impl File for RealFile {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn try_lock_shared(&self) -> io::Result<bool> {
+        match rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        loop {
+            match rustix::fs::flock(&self.0, FlockOperation::LockExclusive) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        Ok(rustix::fs::flock(&self.0, FlockOperation::Unlock)?)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::entropy::SeededEntropy;
-use crate::file_system::{File, FileSystem, OpenMode};
+use crate::file_system::{File, FileSystem, OpenMode, Space};
 
 const PAGE_LEN: usize = 4096;
 const SECTOR_LEN: usize = 512;
@@ -52,6 +52,7 @@ struct Inode {
     /// The lengths since the last sync, oldest first; empty where it did not change.
     older_lens: Vec<u64>,
     locked_by: Option<u64>,
+    shared_by: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +65,7 @@ struct Fault {
 #[derive(Clone, Debug, Default)]
 struct Disk {
     boot: u64,
+    mount: u64,
     inodes: HashMap<u64, Inode>,
     names: BTreeMap<PathBuf, Entry>,
     /// Path -> what it stood for since its folder was last synced, oldest first.
@@ -98,10 +100,18 @@ impl SimulatedFileSystem {
     /// seed leaves the same. Files opened before belong to the disk before and change nothing here.
     #[must_use]
     pub fn crash(&self, seed: u64) -> Self {
+        let after = self.unplug(seed);
+        after.guard().boot += 1;
+        after
+    }
+
+    /// The same for the disk alone, which was mounted again while the machine went on.
+    #[must_use]
+    pub fn unplug(&self, seed: u64) -> Self {
         let entropy = SeededEntropy::new(seed);
         let before = self.guard();
         let mut disk = before.restarted();
-        disk.boot = before.boot + 1;
+        disk.mount = before.mount + 1;
         let mut ids: Vec<u64> = disk.inodes.keys().copied().collect();
         ids.sort_unstable();
         for id in ids {
@@ -264,6 +274,13 @@ impl Inode {
         }
     }
 
+    fn let_go(&mut self, handle: u64) {
+        self.shared_by.remove(&handle);
+        if self.locked_by == Some(handle) {
+            self.locked_by = None;
+        }
+    }
+
     fn lose_power(&mut self, entropy: &SeededEntropy) {
         for (sector, versions) in std::mem::take(&mut self.unsynced) {
             let pick = entropy.next() as usize % (versions.len() + 1);
@@ -292,6 +309,7 @@ impl Disk {
         let mut disk = Disk { fault: None, space_max: None, operation_count: 0, ..self.clone() };
         for inode in disk.inodes.values_mut() {
             inode.locked_by = None;
+            inode.shared_by.clear();
         }
         disk
     }
@@ -473,6 +491,19 @@ impl FileSystem for SimulatedFileSystem {
         disk.operation()?;
         Ok(format!("boot-{}", disk.boot))
     }
+
+    fn mount_id(&self, _folder: &Path) -> io::Result<String> {
+        let mut disk = self.guard();
+        disk.operation()?;
+        Ok(format!("mount-{}", disk.mount))
+    }
+
+    fn space(&self, _folder: &Path) -> io::Result<Space> {
+        let mut disk = self.guard();
+        disk.operation()?;
+        let total = disk.space_max.unwrap_or(u64::MAX);
+        Ok(Space { total, available: total.saturating_sub(disk.used_bytes()) })
+    }
 }
 
 impl SimulatedFile {
@@ -550,11 +581,37 @@ impl File for SimulatedFile {
     fn try_lock(&self) -> io::Result<bool> {
         let mut disk = self.begin(false)?;
         let inode = disk.inode(self.inode);
-        let free = inode.locked_by.is_none_or(|holder| holder == self.handle);
+        inode.shared_by.remove(&self.handle);
+        let free = inode.locked_by.is_none_or(|holder| holder == self.handle)
+            && inode.shared_by.is_empty();
         if free {
             inode.locked_by = Some(self.handle);
         }
         Ok(free)
+    }
+
+    fn try_lock_shared(&self) -> io::Result<bool> {
+        let mut disk = self.begin(false)?;
+        let inode = disk.inode(self.inode);
+        let free = inode.locked_by.is_none_or(|holder| holder == self.handle);
+        if free {
+            inode.locked_by = None;
+            inode.shared_by.insert(self.handle);
+        }
+        Ok(free)
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        while !self.try_lock()? {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        let mut disk = self.begin(false)?;
+        disk.inode(self.inode).let_go(self.handle);
+        Ok(())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -565,10 +622,8 @@ impl File for SimulatedFile {
 impl Drop for SimulatedFile {
     fn drop(&mut self) {
         let mut disk = lock(&self.disk);
-        if let Some(inode) = disk.inodes.get_mut(&self.inode)
-            && inode.locked_by == Some(self.handle)
-        {
-            inode.locked_by = None;
+        if let Some(inode) = disk.inodes.get_mut(&self.inode) {
+            inode.let_go(self.handle);
         }
     }
 }
@@ -651,6 +706,19 @@ mod tests {
         assert!(killed.open(Path::new("/a/x"), OpenMode::ReadWrite).unwrap().try_lock().unwrap());
         drop(file);
         assert!(second.try_lock().unwrap());
+    }
+
+    #[test]
+    fn a_shared_lock_keeps_exclusive_ones_out_and_becomes_one_when_it_is_alone() {
+        let (disk, first) = disk_with("/a/x");
+        let second = disk.open(Path::new("/a/x"), OpenMode::ReadWrite).unwrap();
+        assert!(first.try_lock_shared().unwrap() && second.try_lock_shared().unwrap());
+        assert!(!first.try_lock().unwrap());
+        assert!(second.try_lock().unwrap(), "the first has lost its own by trying");
+        assert!(!first.try_lock_shared().unwrap());
+        assert!(second.try_lock_shared().unwrap() && first.try_lock_shared().unwrap());
+        second.unlock().unwrap();
+        first.lock().unwrap();
     }
 
     #[test]

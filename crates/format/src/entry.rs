@@ -42,6 +42,8 @@ pub enum EntryKind {
     BootSet = 6,
     /// Blocks of a boot working set, named by the BLAKE3 of their bytes. In no list: they are copies.
     BootPiece = 7,
+    /// A document that is kept with a content, named by the BLAKE3 of its bytes.
+    Document = 10,
 }
 
 impl EntryKind {
@@ -52,7 +54,8 @@ impl EntryKind {
             EntryKind::SegmentMap
             | EntryKind::ManifestLeaf
             | EntryKind::Manifest
-            | EntryKind::BootSet => PLAIN_LEN_MAX,
+            | EntryKind::BootSet
+            | EntryKind::Document => PLAIN_LEN_MAX,
             EntryKind::Record => RECORD_LEN_MAX,
         }
     }
@@ -70,6 +73,7 @@ impl TryFrom<u8> for EntryKind {
             5 => Ok(EntryKind::Record),
             6 => Ok(EntryKind::BootSet),
             7 => Ok(EntryKind::BootPiece),
+            10 => Ok(EntryKind::Document),
             _ => Err(unsound("kind", code.into())),
         }
     }

@@ -9,6 +9,7 @@
 //! | [`record`] | what a publication tells of itself, in its pack | `docs/formats/record.md` |
 //! | [`names`] | all names of a repository as one object | `docs/formats/names.md` |
 //! | [`boot_set`](mod@boot_set) | the blocks that a guest reads from power-on to ready | `docs/formats/boot-set.md` |
+//! | [`description`] | what a version is, as one text | `docs/formats/description.md` |
 //! | [`machine`] | the record of a machine | `docs/formats/machine.md` |
 //! | [`mirror_log`] | the log of a mirror's state | `docs/formats/mirror-log.md` |
 //! | [`presence`] | which blocks of a base are local | `docs/formats/presence.md` |
@@ -21,6 +22,7 @@
 
 pub mod boot_set;
 mod cursor;
+pub mod description;
 pub mod entry;
 pub mod error;
 pub mod foreign;
@@ -33,6 +35,7 @@ pub mod presence;
 pub mod record;
 pub mod segment_map;
 
+pub use description::{decode_description, encode_description};
 pub use entry::{Encoder, Encoding, EntryKind, PLAIN_LEN_MAX, decode};
 pub use error::FormatError;
 pub use machine::{decode_machine, encode_machine};

@@ -3,12 +3,13 @@
 //! ```text
 //! header  | LNAM | format | created | repository |
 //! body    | image count | images ... | hold count | holds ... |
+//!         | document count | documents ... |
 //! image   | name | last version | labels | tags | versions |
 //! end     | BLAKE3 over all before |
 //! ```
 //!
-//! **Invariants**: one set of names has one encoding: images, labels, tags, versions and holds
-//! ascend, each once.
+//! **Invariants**: one set of names has one encoding: images, labels, tags, versions, holds
+//! and documents ascend, each once.
 //!
 //! **Failure**: a changed byte breaks the checksum. Counts are not believed: memory grows with the
 //! bytes that were really there.
@@ -18,8 +19,8 @@ use std::collections::BTreeMap;
 use model::digest::DIGEST_LEN;
 use model::name::LabelKey;
 use model::{
-    ContentDigest, ImageName, LayoutDigest, NamedHold, NamedImage, NamedVersion, Names, TagName,
-    VersionId,
+    ContentDigest, ImageName, LayoutDigest, NamedDocument, NamedHold, NamedImage, NamedVersion,
+    Names, TagName, VersionId,
 };
 
 use crate::FormatError;
@@ -27,7 +28,7 @@ use crate::cursor::Cursor;
 use crate::record::{push_facts, push_text, take_facts, take_number};
 
 /// The format number that [`encode_names`] writes.
-pub const NAMES_FORMAT: u32 = 1;
+pub const NAMES_FORMAT: u32 = 2;
 
 /// The most bytes of the object: 1 GiB.
 pub const NAMES_LEN_MAX: u64 = 1 << 30;
@@ -50,7 +51,7 @@ pub struct NamesHeader {
 
 /// Encodes all names of a repository.
 ///
-/// Shape: images, versions and holds ascend; the repository's name has at most 256 bytes.
+/// Shape: images, versions, holds and documents ascend; the repository's name has at most 256 bytes.
 pub fn encode_names(header: &NamesHeader, names: &Names) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&MAGIC);
@@ -61,6 +62,8 @@ pub fn encode_names(header: &NamesHeader, names: &Names) -> Vec<u8> {
     names.images.iter().for_each(|image| push_image(&mut bytes, image));
     push_count(&mut bytes, names.holds.len());
     names.holds.iter().for_each(|hold| push_hold(&mut bytes, hold));
+    push_count(&mut bytes, names.documents.len());
+    names.documents.iter().for_each(|document| push_document(&mut bytes, document));
     let checksum = blake3::hash(&bytes);
     bytes.extend_from_slice(checksum.as_bytes());
     bytes
@@ -99,6 +102,13 @@ pub fn decode_names(bytes: &[u8]) -> Result<(NamesHeader, Names), FormatError> {
         let hold = take_hold(&mut cursor)?;
         require_after(&cursor, names.holds.last().map(|last| &last.holder), &hold.holder, "hold")?;
         names.holds.push(hold);
+    }
+    for _ in 0..cursor.u32()? {
+        let document = take_document(&mut cursor)?;
+        let last = names.documents.last().map(|last| (last.content, last.name.as_str()));
+        let next = (document.content, document.name.as_str());
+        require_after(&cursor, last.as_ref(), &next, "document")?;
+        names.documents.push(document);
     }
     cursor.end()?;
     Ok((header, names))
@@ -193,6 +203,18 @@ fn take_hold(cursor: &mut Cursor<'_>) -> Result<NamedHold, FormatError> {
     let expires_micros = Some(cursor.u64()?.cast_signed()).filter(|micros| *micros != i64::MAX);
     let version = VersionId { image, version };
     Ok(NamedHold { holder, version, content, layout, expires_micros })
+}
+
+fn push_document(bytes: &mut Vec<u8>, document: &NamedDocument) {
+    bytes.extend_from_slice(&document.content.0);
+    push_text(bytes, &document.name);
+    bytes.extend_from_slice(&document.digest);
+}
+
+fn take_document(cursor: &mut Cursor<'_>) -> Result<NamedDocument, FormatError> {
+    let content = ContentDigest(cursor.array()?);
+    let name = cursor.text("document", |text| Ok::<_, ()>(text.to_string()))?;
+    Ok(NamedDocument { content, name, digest: cursor.array()? })
 }
 
 /// Refuses what does not come behind what came before it.

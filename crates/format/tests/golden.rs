@@ -93,7 +93,7 @@ fn the_golden_record_and_its_pack_read_back_and_are_written_again_alike() {
 
 #[test]
 fn the_golden_names_read_back_and_are_written_again_alike() {
-    let bytes = golden("names-1.bin");
+    let bytes = golden("names-2.bin");
     let (header, names) = golden_names();
     assert_eq!(decode_names_header(&bytes).unwrap(), header);
     assert_eq!(decode_names(&bytes).unwrap(), (header.clone(), names.clone()));
@@ -110,7 +110,7 @@ fn write_golden_files_that_are_missing() {
         ("manifest-1.bin", encoded.root),
         ("record-1.bin", encode_record(&golden_record())),
         ("pack-1-record.bin", record_pack().bytes),
-        ("names-1.bin", encode_names(&golden_names().0, &golden_names().1)),
+        ("names-2.bin", encode_names(&golden_names().0, &golden_names().1)),
         ("manifest-1-leaf-0.bin", encoded.leaves[0].bytes.clone()),
         ("manifest-1-leaf-2.bin", encoded.leaves[1].bytes.clone()),
     ] {

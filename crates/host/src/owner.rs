@@ -421,6 +421,7 @@ fn open_mirror(
             .because("no such mirror here"));
     };
     let wanted = repository.catalog().version(reference)?;
+    repository.require_signature(&wanted)?;
     if wanted.facts.kind != VersionKind::Disk {
         return Err(Error::new(Kind::Invalid, "attach", wanted.id.to_string())
             .because("it is no disk, but a machine that was booted already")

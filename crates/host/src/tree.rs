@@ -82,6 +82,7 @@ impl Tree for MirrorTree {
 
     fn open_version(&self, version: &VersionId) -> Result<Arc<dyn Device>> {
         let record = self.repository.catalog().version(&version.clone().into())?;
+        self.repository.require_signature(&record)?;
         let binding = Binding {
             parent: record.id,
             content: record.facts.content,

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use env::entropy::{Entropy, SystemEntropy};
 use env::{FileSystem, OpenMode};
 use model::block::{blocks_in_segment, segment_count};
+use model::device::WholeFile;
 use model::{Error, Result};
 
 use crate::base::Base;
@@ -62,6 +63,12 @@ impl BackingFile {
     }
 }
 
+impl WholeFile for BackingFile {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd()
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.release();
@@ -96,8 +103,11 @@ impl BaseView {
                 return true;
             }
             self.base.refresh(segment, bits);
-            // Holes count as present once the map was read.
-            is_full() || (self.segment_map(segment).is_ok() && is_full())
+            if is_full() {
+                return true;
+            }
+            let map = self.segment_map(segment);
+            map.inspect(|map| self.mark_holes(segment, map)).is_ok() && is_full()
         })
     }
 }
@@ -141,4 +151,19 @@ fn make_mark(file_system: &dyn FileSystem, folder: &Path) -> io::Result<PathBuf>
         let _ = file_system.remove_file(&path);
     });
     durable.map(|()| path)
+}
+/// True where a process of this boot holds the base, or died while it did. Marks of other boots are
+/// removed.
+pub(crate) fn is_held(file_system: &dyn FileSystem, folder: &Path) -> io::Result<bool> {
+    let of_this_boot = format!("{MARK}{}.", file_system.boot_id()?);
+    let mut is_held = false;
+    for name in file_system.list(folder)? {
+        let text = name.to_string_lossy();
+        if text.starts_with(&of_this_boot) {
+            is_held = true;
+        } else if text.starts_with(MARK) {
+            let _ = file_system.remove_file(&folder.join(&name));
+        }
+    }
+    Ok(is_held)
 }

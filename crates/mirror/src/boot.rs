@@ -53,6 +53,9 @@ pub(crate) struct Boot {
     next: AtomicUsize,
 }
 
+/// Bytes that lie one behind the other, from a block of a segment on.
+type Runs = Vec<(u32, Vec<u8>)>;
+
 /// What came of prefetching so far. Bytes.
 #[derive(Debug, Default)]
 pub(crate) struct BootCounts {
@@ -191,7 +194,7 @@ impl BaseView {
             planned.iter().zip(bytes.chunks_exact(BLOCK_LEN)).filter(|(planned, bytes)| {
                 is_missing(planned) && BlockDigest::of(bytes) == planned.digest
             });
-        let kept = self.keep(wanted)?;
+        let kept = self.keep_blocks(wanted)?;
         self.journal.brought(kept.iter().copied());
         let len = (kept.len() * BLOCK_LEN) as u64;
         self.boot_counts.brought.fetch_add(len, Ordering::Relaxed);
@@ -200,34 +203,30 @@ impl BaseView {
         Ok(())
     }
 
-    /// Writes blocks into the base, then marks them present: together those that follow each other.
-    /// Returns which those were.
-    fn keep<'a>(&self, blocks: impl Iterator<Item = (&'a Planned, &'a [u8])>) -> Result<Vec<u64>> {
-        let mut added: BTreeMap<u32, PresentBits> = BTreeMap::new();
+    /// Keeps blocks in the base: together those that follow each other. Returns which those were.
+    fn keep_blocks<'a>(
+        &self,
+        blocks: impl Iterator<Item = (&'a Planned, &'a [u8])>,
+    ) -> Result<Vec<u64>> {
+        let mut by_segment: BTreeMap<u32, (PresentBits, Runs)> = BTreeMap::new();
         let mut kept = Vec::new();
-        let mut run: Vec<u8> = Vec::new();
-        let mut end = 0;
-        let write = |run: &mut Vec<u8>, end: u64| {
-            let offset = end * BLOCK_LEN as u64 - run.len() as u64;
-            let written = self.base.data.write_all_at(run, offset);
-            run.clear();
-            written.map_err(|error| {
-                Error::io("keep fetched blocks of", self.base.content().to_string(), error)
-            })
-        };
         for (planned, bytes) in blocks {
-            if planned.block != end {
-                write(&mut run, end)?;
-            }
-            run.extend_from_slice(bytes);
-            end = planned.block + 1;
             let (segment, block) = split(planned.block);
-            added.entry(segment).or_insert_with(PresentBits::none).add(block, block + 1);
+            let (added, runs) =
+                by_segment.entry(segment).or_insert_with(|| (PresentBits::none(), Vec::new()));
+            added.add(block, block + 1);
+            match runs.last_mut() {
+                Some((first, run)) if *first + (run.len() / BLOCK_LEN) as u32 == block => {
+                    run.extend_from_slice(bytes);
+                }
+                _ => runs.push((block, bytes.to_vec())),
+            }
             kept.push(planned.block);
         }
-        write(&mut run, end)?;
-        for (segment, bits) in added {
-            self.base.mark_present(segment, self.segment(segment), &bits);
+        for (segment, (added, runs)) in by_segment {
+            let pieces: Vec<(u32, &[u8])> =
+                runs.iter().map(|(block, bytes)| (*block, &bytes[..])).collect();
+            self.keep(segment, self.segment(segment), &added, &pieces)?;
         }
         Ok(kept)
     }

@@ -6,6 +6,7 @@
 //!
 //! **Failure**: a write that fails may have taken effect in part: each sector is old or new.
 
+use std::io;
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{Ordering, fence};
@@ -89,7 +90,7 @@ impl Device for Mirror {
             let (piece, piece_end) =
                 self.piece(at, end, |view, segment, block| view.segment(segment).block(block));
             if piece == Source::Fetch {
-                self.view.ensure_present(at..piece_end)?;
+                self.view.bring_if_room(at..piece_end)?;
             }
             at = piece_end;
         }
@@ -149,27 +150,18 @@ impl Mirror {
         let end = offset + buffer.len() as u64;
         let (mut at, mut saw_overlay) = (offset, false);
         while at < end {
-            let (source, piece_end) = self
-                .piece(at / LEN, end.div_ceil(LEN), |view, s, block| view.segment(s).block(block));
+            // Where the base has it is the view's to know.
+            let (source, piece_end) =
+                self.piece(at / LEN, end.div_ceil(LEN), |_, _, _| BaseBlock::Present);
             let stop = (piece_end * LEN).min(end);
             let piece = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
             match source {
                 Source::Zero => piece.fill(0),
-                Source::Base => {
-                    if self.view.recorder.is_active() {
-                        self.view.recorder.note(blocks_of(at, stop - at));
-                    }
-                    self.read_file(&*self.view.base.data, piece, at)?;
-                }
                 Source::Overlay(file) => {
                     saw_overlay = true;
                     self.read_file(&*self.files[file], piece, at)?;
                 }
-                Source::Fetch => match self.fetch(at, stop) {
-                    Ok(()) => continue,
-                    Err(error) if error.kind() == Kind::Full => self.view.read_past(at, piece)?,
-                    Err(error) => return Err(error),
-                },
+                Source::Base | Source::Fetch => self.view.read(at, piece)?,
             }
             at = stop;
         }
@@ -178,14 +170,6 @@ impl Mirror {
 
     fn read_file(&self, file: &dyn env::File, buffer: &mut [u8], offset: u64) -> Result<()> {
         file.read_exact_at(buffer, offset).map_err(|error| self.io_error("read the mirror", error))
-    }
-
-    fn fetch(&self, start: u64, end: u64) -> Result<()> {
-        let began = self.view.journal.now();
-        self.view.missed(start, end - start);
-        let fetched = self.view.ensure_present(blocks_of(start, end - start));
-        self.view.journal.waited(began, start, end - start);
-        fetched
     }
 
     fn segment_states(&self, segment: u32) -> &OverlaySegment {
@@ -209,12 +193,17 @@ impl Mirror {
     fn write_in_segment(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = offset + bytes.len() as u64;
         let blocks = blocks_of(offset, bytes.len() as u64);
+        // A block of the version never changes, so it is read before any lock is taken.
+        let mut fills = Fills::default();
         for edge in [blocks.start, blocks.end - 1] {
             let absent = |(segment, block): (u32, u32)| {
                 self.states.get(segment).is_none_or(|s| s.place(block) == Place::Absent)
             };
-            if !self.is_whole(edge, offset, end) && absent(split(edge)) {
-                self.view.ensure_present(edge..edge + 1)?;
+            if !self.is_whole(edge, offset, end) && absent(split(edge)) && !fills.has(edge) {
+                let mut bytes = vec![0; BLOCK_LEN];
+                let len = LEN.min(self.length - edge * LEN) as usize;
+                self.view.read(edge * LEN, &mut bytes[..len])?;
+                fills.0.push((edge, bytes));
             }
         }
         let gate = self.enter("write to the mirror")?;
@@ -226,11 +215,11 @@ impl Mirror {
         };
         let shared = bits.writing.read().unwrap_or_else(PoisonError::into_inner);
         if !needs_fill() {
-            return self.write_blocks(&gate, bits, offset, bytes);
+            return self.write_blocks(&gate, bits, &fills, offset, bytes);
         }
         drop(shared);
         let _exclusive = bits.writing.write().unwrap_or_else(PoisonError::into_inner);
-        self.write_blocks(&gate, bits, offset, bytes)
+        self.write_blocks(&gate, bits, &fills, offset, bytes)
     }
 
     /// Writes bytes within one segment. Call under `writing`, exclusively where blocks are filled.
@@ -238,6 +227,7 @@ impl Mirror {
         &self,
         gate: &Gate,
         bits: &OverlaySegment,
+        fills: &Fills,
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
@@ -259,7 +249,7 @@ impl Mirror {
                 self.write_file(target, piece, start)?;
                 (first, block)
             } else {
-                self.write_filled(bits, target, first, offset, bytes)?;
+                self.write_filled(bits, fills, target, first, offset, bytes)?;
                 (first, block)
             };
             let range = split(start).1..split(stop - 1).1 + 1;
@@ -268,8 +258,22 @@ impl Mirror {
         Ok(())
     }
 
+    /// Writes; once more where the disk was full and bases gave space back. What a guest writes goes
+    /// before what can be fetched again.
+    fn with_room(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                match self.state.room().relieve(BLOCK_LEN as u64) {
+                    true => write(),
+                    false => Err(error),
+                }
+            }
+            other => other,
+        }
+    }
+
     fn write_file(&self, file: usize, bytes: &[u8], offset: u64) -> Result<()> {
-        let written = self.files[file].write_all_at(bytes, offset);
+        let written = self.with_room(|| self.files[file].write_all_at(bytes, offset));
         self.touched[file].store(true, Ordering::SeqCst);
         written.map_err(|error| self.io_error("write to the mirror", error))
     }
@@ -279,22 +283,22 @@ impl Mirror {
     fn write_filled(
         &self,
         bits: &OverlaySegment,
+        fills: &Fills,
         target: usize,
         block: u64,
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        let (segment, in_segment) = split(block);
         let mut whole = [0; BLOCK_LEN];
-        let base = || self.view.segment(segment).block(in_segment);
-        match source_of(bits.place(in_segment), base) {
-            Source::Zero => {}
-            Source::Base => self.read_file(&*self.view.base.data, &mut whole, block * LEN)?,
-            Source::Overlay(file) => self.read_file(&*self.files[file], &mut whole, block * LEN)?,
-            Source::Fetch => {
-                return Err(Error::new(Kind::Bug, "write to the mirror", self.name.as_str())
-                    .because("a block that was fetched is missing"));
-            }
+        match bits.place(split(block).1) {
+            Place::Zero => {}
+            Place::First => self.read_file(&*self.files[0], &mut whole, block * LEN)?,
+            Place::Second => self.read_file(&*self.files[1], &mut whole, block * LEN)?,
+            Place::Absent => whole.copy_from_slice(fills.get(block).ok_or_else(|| {
+                // What is in the overlay once never leaves it.
+                Error::new(Kind::Bug, "write to the mirror", self.name.as_str())
+                    .because("a block that was in the overlay is in the base")
+            })?),
         }
         let (start, stop) =
             ((block * LEN).max(offset), ((block + 1) * LEN).min(offset + bytes.len() as u64));
@@ -317,8 +321,7 @@ impl Mirror {
         if changes.is_empty() {
             return Ok(());
         }
-        gate.live
-            .write(segment, &changes)
+        self.with_room(|| gate.live.write(segment, &changes))
             .map_err(|error| self.io_error("write to the mirror", error))?;
         let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
         let left = bits.left_behind(&blocks, place);
@@ -368,6 +371,20 @@ impl Mirror {
             Some(map) => map.runs_in(range.start, range.end).is_empty(),
             None => self.view.glance(segment, range.start) == BaseBlock::Hole,
         }
+    }
+}
+
+/// Blocks of the version that a write covers in part.
+#[derive(Default)]
+struct Fills(Vec<(u64, Vec<u8>)>);
+
+impl Fills {
+    fn get(&self, block: u64) -> Option<&[u8]> {
+        self.0.iter().find(|(number, _)| *number == block).map(|(_, bytes)| &bytes[..])
+    }
+
+    fn has(&self, block: u64) -> bool {
+        self.get(block).is_some()
     }
 }
 

@@ -16,12 +16,15 @@
 //! each then tries itself. A store that cannot be reached is waited for, see `patience`. Wrong bytes
 //! are asked for once more. On a full disk blocks are served without being kept.
 
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use env::File;
+use format::mirror_log::Place;
+use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN, blocks_in_segment};
 use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
@@ -32,9 +35,10 @@ use crate::boot::{Boot, BootCounts};
 use crate::chunks::ChunkCache;
 use crate::journal::{Journal, Origin};
 use crate::patience::{FetchError, Patience, Reachability, persist};
-use crate::plan::BaseBlock;
+use crate::plan::{BaseBlock, Source, next_piece, source_of};
 use crate::readahead::Readahead;
 use crate::recorder::Recorder;
+use crate::room::Room;
 use crate::segments::SegmentTable;
 
 /// A base and a way to complete it by one layout.
@@ -44,11 +48,9 @@ pub(crate) struct BaseView {
     /// Which segments hold data: equal in every layout of the content.
     manifest: Arc<Manifest>,
     layout: RwLock<Arc<Layout>>,
-    chunks: Arc<ChunkCache>,
-    background: Arc<Background>,
+    parts: Parts,
     pub(crate) readahead: Readahead,
     fetched_bytes: AtomicU64,
-    reachability: Arc<Reachability>,
     patience: Mutex<Patience>,
     /// Nobody waits any more.
     is_given_up: AtomicBool,
@@ -60,6 +62,17 @@ pub(crate) struct BaseView {
     pub(crate) recorder: Recorder,
     pub(crate) journal: Journal,
 }
+
+/// What all views of a state folder share.
+pub(crate) struct Parts {
+    pub(crate) chunks: Arc<ChunkCache>,
+    pub(crate) background: Arc<Background>,
+    pub(crate) reachability: Arc<Reachability>,
+    pub(crate) room: Arc<Room>,
+}
+
+/// How often one read fetches what was evicted before it could be read, before it reads past the base.
+const FETCHED_MAX: usize = 4;
 
 /// How often one read follows the content to a new layout.
 const FOLLOWED_MAX: usize = 8;
@@ -119,9 +132,7 @@ impl BaseView {
         layout: LayoutDigest,
         length: u64,
         store: Arc<dyn ChunkStore>,
-        chunks: Arc<ChunkCache>,
-        background: Arc<Background>,
-        reachability: Arc<Reachability>,
+        parts: Parts,
     ) -> Result<BaseView> {
         let loaded = match Layout::load(&base, layout, length, &*store) {
             Err(error) if error.kind() == Kind::NotFound => {
@@ -137,11 +148,9 @@ impl BaseView {
             store,
             manifest: loaded.manifest.clone(),
             layout: RwLock::new(Arc::new(loaded)),
-            chunks,
-            background,
+            parts,
             readahead: Readahead::default(),
             fetched_bytes: AtomicU64::new(0),
-            reachability,
             patience: Mutex::new(Patience::Limited(Duration::ZERO)),
             is_given_up: AtomicBool::new(false),
             told: Mutex::default(),
@@ -161,13 +170,13 @@ impl BaseView {
     /// Ends all waits for a store that cannot be reached, with its error.
     pub(crate) fn give_up(&self) {
         self.is_given_up.store(true, Ordering::SeqCst);
-        self.reachability.wake_all();
+        self.parts.reachability.wake_all();
     }
 
     /// Does work that may need the store, as patiently as was asked for.
     fn persist<T>(&self, work: impl FnMut() -> Result<T, FetchError>) -> Result<T> {
         let patience = *self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = persist(patience, &self.reachability, &self.is_given_up, work);
+        let done = persist(patience, &self.parts.reachability, &self.is_given_up, work);
         done.inspect_err(|error| self.tell(error))
     }
 
@@ -189,7 +198,7 @@ impl BaseView {
             tracing::warn!(error = %error.chain(), "wrong bytes came; asking once more");
             answer = question(&*self.store);
         }
-        self.reachability.note(&answer);
+        self.parts.reachability.note(&answer);
         answer.map_err(FetchError::Store)
     }
 
@@ -280,16 +289,22 @@ impl BaseView {
                 Some(entry) => self.ask(|store| store.segment_map(entry.map))?,
                 None => Arc::default(),
             };
-            let mut holes = PresentBits::none();
-            let mut at = 0;
-            for run in map.runs() {
-                holes.add(at, run.first_block);
-                at = run.end_block();
-            }
-            holes.add(at, model::block::blocks_in_segment(self.length(), segment).max(at));
-            self.base.mark_present(segment, self.segment(segment), &holes);
+            self.mark_holes(segment, &map);
             layout.maps.get_or_init(segment, || map);
         }
+    }
+
+    /// Marks the holes of a segment present: they need no bytes.
+    pub(crate) fn mark_holes(&self, segment: u32, map: &SegmentMap) {
+        let mut holes = PresentBits::none();
+        let mut at = 0;
+        for run in map.runs() {
+            holes.add(at, run.first_block);
+            at = run.end_block();
+        }
+        holes.add(at, blocks_in_segment(self.length(), segment).max(at));
+        // Without bytes to write nothing fails.
+        let _ = self.base.keep(segment, self.segment(segment), &holes, |_| Ok(()));
     }
 
     /// Brings blocks into the base. Waits for fetches, and as long as the patience lasts for a store
@@ -299,6 +314,14 @@ impl BaseView {
     /// Those of the store; `Full` where the base cannot grow: [`BaseView::read_past`] may do.
     pub(crate) fn ensure_present(&self, blocks: Range<u64>) -> Result<()> {
         self.persist(|| self.bring(blocks.clone()))
+    }
+
+    /// The same as far as there is room.
+    pub(crate) fn bring_if_room(&self, blocks: Range<u64>) -> Result<()> {
+        match self.ensure_present(blocks) {
+            Err(error) if error.kind() == Kind::Full => Ok(()),
+            other => other,
+        }
     }
 
     /// The same for whom nobody waits: a store that cannot be reached is an error at once.
@@ -316,34 +339,36 @@ impl BaseView {
             if bits.first_missing(range.start, range.end).is_none() {
                 continue;
             }
-            self.by_layout(|layout| {
-                let map = self.map(layout, segment)?;
-                while let Some(missing) = bits.first_missing(range.start, range.end) {
-                    if self.bring_by_boot_set(segment, missing) {
-                        continue;
-                    }
-                    let chunk = self.run_at(map, segment, missing)?.chunk;
-                    self.fetch(segment, bits, map, chunk)?;
-                }
-                Ok(())
-            })?;
+            self.by_layout(|layout| self.bring_in(layout, segment, range.clone()))?;
         }
         Ok(())
     }
 
-    /// The run that holds a block which is no hole.
-    fn run_at<'a>(
-        &self,
-        map: &'a SegmentMap,
-        segment: u32,
-        block: u32,
-    ) -> Result<&'a Run, FetchError> {
-        map.runs_in(block, block + 1).first().ok_or_else(|| {
-            FetchError::Store(
-                Error::new(Kind::Bug, "fetch", format!("block {block} of segment {segment}"))
-                    .because("a hole counts as missing"),
-            )
-        })
+    /// Brings blocks of one segment. Each is fetched once at most: where they are evicted as fast as
+    /// they come, there is no room for them.
+    fn bring_in(&self, layout: &Layout, segment: u32, range: Range<u32>) -> Result<(), FetchError> {
+        let map = self.map(layout, segment)?;
+        let bits = self.segment(segment);
+        let mut fetches_left = range.len() + FETCHED_MAX;
+        while let Some(missing) = bits.first_missing(range.start, range.end) {
+            if fetches_left == 0 {
+                let subject = self.base.content().to_string();
+                return Err(FetchError::Disk(
+                    Error::new(Kind::Full, "keep fetched blocks of", subject)
+                        .because("they are evicted as fast as they come"),
+                ));
+            }
+            fetches_left -= 1;
+            if self.bring_by_boot_set(segment, missing) {
+                continue;
+            }
+            match map.runs_in(missing, missing + 1).first() {
+                Some(run) => self.fetch(segment, bits, map, run.chunk)?,
+                // Its mark went with an eviction.
+                None => self.mark_holes(segment, map),
+            }
+        }
+        Ok(())
     }
 
     /// Fetches one chunk, or waits for another who does.
@@ -370,29 +395,57 @@ impl BaseView {
             u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT) + u64::from(wanted[0].first_block);
         let chunk = self.chunk(digest)?;
         let mut added = PresentBits::none();
-        let mut written = 0;
+        let mut pieces = Vec::with_capacity(wanted.len());
         for run in wanted {
             let bytes =
                 chunk.blocks(run.first_in_chunk, run.block_count).map_err(FetchError::Store)?;
-            let offset =
-                u64::from(segment) * SEGMENT_LEN + u64::from(run.first_block) * BLOCK_LEN as u64;
-            self.base.data.write_all_at(bytes, offset).map_err(|error| {
-                let subject = self.base.content().to_string();
-                FetchError::Disk(Error::io("keep fetched blocks of", subject, error))
-            })?;
+            pieces.push((run.first_block, bytes));
             added.add(run.first_block, run.end_block());
-            written += bytes.len() as u64;
         }
-        self.base.mark_present(segment, bits, &added);
+        let written = self.keep(segment, bits, &added, &pieces).map_err(FetchError::Disk)?;
         self.journal.fetched(began, Origin::Chunk, first_block, written);
         self.count_kept(written);
         Ok(())
     }
 
+    /// Writes blocks into the base, each piece from a block of the segment on, and marks them present.
+    /// Returns how many bytes that were.
+    ///
+    /// # Errors
+    /// `Full` where there is no room, neither under the limit nor on the disk, and none can be made.
+    pub(crate) fn keep(
+        &self,
+        segment: u32,
+        bits: &BaseSegment,
+        added: &PresentBits,
+        pieces: &[(u32, &[u8])],
+    ) -> Result<u64> {
+        let len = pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let _room = self.parts.room.reserve(len)?;
+        let write = |data: &dyn File| {
+            pieces.iter().try_for_each(|(block, bytes)| {
+                let offset =
+                    u64::from(segment) * SEGMENT_LEN + u64::from(*block) * BLOCK_LEN as u64;
+                data.write_all_at(bytes, offset)
+            })
+        };
+        let mut kept = self.base.keep(segment, bits, added, write);
+        if let Err(error) = &kept
+            && error.kind() == io::ErrorKind::StorageFull
+            && self.parts.room.relieve(len)
+        {
+            kept = self.base.keep(segment, bits, added, write);
+        }
+        let subject = || self.base.content().to_string();
+        kept.map_err(|error| Error::io("keep fetched blocks of", subject(), error))?;
+        self.base.note_use(bits);
+        Ok(len)
+    }
+
     /// Counts bytes that were written into the base; now and then a checkpoint is due.
     pub(crate) fn count_kept(&self, len: u64) {
         if self.base.count_fetched(len) {
-            self.background.checkpoint(&self.base);
+            self.parts.background.checkpoint(&self.base);
         }
     }
 
@@ -419,11 +472,73 @@ impl BaseView {
     }
 
     fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
-        self.chunks.get_or_fetch(digest, || {
+        self.parts.chunks.get_or_fetch(digest, || {
             let chunk = self.ask(|store| store.chunk(digest))?;
             self.fetched_bytes.fetch_add(chunk.bytes().len() as u64, Ordering::Relaxed);
             Ok(chunk)
         })
+    }
+
+    /// Reads bytes of the version: from the base, fetched first where they are missing. Takes no lock
+    /// where they are here.
+    ///
+    /// # Errors
+    /// Those of [`BaseView::ensure_present`]; a base without room is read past.
+    pub(crate) fn read(self: &Arc<Self>, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let end = offset + buffer.len() as u64;
+        let (mut at, mut fetched) = (offset, 0);
+        while at < end {
+            let (segment, start) = ((at / SEGMENT_LEN) as u32, at / SEGMENT_LEN * SEGMENT_LEN);
+            let bits = self.segment(segment);
+            let evictions = bits.evictions();
+            let first = ((at - start) / BLOCK_LEN as u64) as u32;
+            let end_block = (end - start).min(SEGMENT_LEN).div_ceil(BLOCK_LEN as u64) as u32;
+            let piece = next_piece(first, end_block, |block| {
+                source_of(Place::Absent, || bits.block(block))
+            });
+            let stop = (start + u64::from(piece.end) * BLOCK_LEN as u64).min(end);
+            let bytes = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
+            match piece.source {
+                Source::Fetch => {
+                    let waited = match fetched < FETCHED_MAX {
+                        true => self.fetch_for_reader(at, stop),
+                        false => Err(Error::new(Kind::Full, "read", "what is evicted at once")),
+                    };
+                    fetched += 1;
+                    match waited {
+                        Ok(()) => continue,
+                        Err(error) if error.kind() == Kind::Full => self.read_past(at, bytes)?,
+                        Err(error) => return Err(error),
+                    }
+                }
+                Source::Base => {
+                    if self.recorder.is_active() {
+                        self.recorder.note(blocks_of(at, stop - at));
+                    }
+                    self.base.note_use(bits);
+                    self.base.data.read_exact_at(bytes, at).map_err(|error| {
+                        let subject = self.base.content().to_string();
+                        Error::io("read the local copy of", subject, error)
+                    })?;
+                    if bits.evictions() != evictions {
+                        // The bytes may be those of a hole that was punched meanwhile.
+                        continue;
+                    }
+                }
+                Source::Zero | Source::Overlay(_) => bytes.fill(0),
+            }
+            (at, fetched) = (stop, 0);
+        }
+        Ok(())
+    }
+
+    /// Brings what a reader waits for.
+    fn fetch_for_reader(self: &Arc<Self>, start: u64, end: u64) -> Result<()> {
+        let began = self.journal.now();
+        self.missed(start, end - start);
+        let fetched = self.ensure_present(blocks_of(start, end - start));
+        self.journal.waited(began, start, end - start);
+        fetched
     }
 
     /// Reads bytes of the version without keeping them. For hosts without space.
@@ -460,9 +575,9 @@ impl BaseView {
     }
 
     /// Told of each read that had to fetch; brings what follows where reads ascend.
-    pub(crate) fn missed(self: &Arc<Self>, offset: u64, len: u64) {
+    fn missed(self: &Arc<Self>, offset: u64, len: u64) {
         if let Some(range) = self.readahead.after_miss(offset, len, self.length()) {
-            self.background.prefetch(self, blocks_of(range.start, range.end - range.start));
+            self.parts.background.prefetch(self, blocks_of(range.start, range.end - range.start));
         }
     }
 }

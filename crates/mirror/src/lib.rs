@@ -15,6 +15,7 @@
 //! | `log` | the same, as they survive power loss |
 //! | [`backing`] | a base's file in the kernel's hands |
 //! | `base` | the local copy of a content and its presence |
+//! | `room`, `evict` | a limit for bases; who goes when it is reached |
 //! | `fetch` | how a base gets what it misses |
 //! | `chunks` | chunks that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
@@ -32,6 +33,7 @@ mod base;
 mod boot;
 mod chunks;
 pub mod device;
+mod evict;
 mod extents;
 mod fetch;
 mod flights;
@@ -45,6 +47,7 @@ pub mod patience;
 mod plan;
 mod readahead;
 mod recorder;
+mod room;
 pub mod seal;
 mod segments;
 pub mod state_folder;
@@ -56,5 +59,5 @@ pub use mirror::{Mirror, Statistics};
 pub use patience::{Outages, Patience, Reachability};
 pub use recorder::Recording;
 pub use seal::Sealed;
-pub use state_folder::{Binding, MirrorSummary, StateFolder};
+pub use state_folder::{BaseNumbers, Binding, MirrorSummary, StateFolder};
 pub use view::ReadOnlyView;

@@ -148,8 +148,7 @@ impl Mirror {
         // The mirror exists with its log, so the names above come first.
         folder
             .ancestors()
-            .skip(1)
-            .take(3)
+            .take(4)
             .try_for_each(|parent| state.file_system().sync_folder(parent))
             .map_err(failed)?;
         let log =

@@ -8,9 +8,9 @@
 //!                      overlay.0, overlay.1
 //! ```
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use env::{File, FileSystem, OpenMode};
 use format::mirror_log::LogBinding;
@@ -18,13 +18,13 @@ use model::{ContentDigest, Error, Kind, LayoutDigest, MirrorName, Result, Versio
 use store::ChunkStore;
 
 use crate::background::Background;
-use crate::base::Base;
 use crate::chunks::ChunkCache;
-use crate::fetch::BaseView;
+use crate::fetch::{BaseView, Parts};
 use crate::live::LiveStates;
 use crate::log::{log_path, read_log};
 use crate::mirror::restore_states;
 use crate::patience::Reachability;
+use crate::room::{Room, UNLIMITED};
 
 const LOCK_LEN_MAX: u64 = 64;
 
@@ -60,6 +60,23 @@ pub struct MirrorSummary {
     pub owner: Option<u32>,
 }
 
+/// What bases take, and what became of those that went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BaseNumbers {
+    /// Bytes of disk that they take.
+    pub bytes: u64,
+    /// What they may take.
+    pub limit_bytes: Option<u64>,
+    /// Bytes of disk that this process has evicted.
+    pub evicted_bytes: u64,
+    /// Segments that went one by one.
+    pub evicted_segments: u64,
+    /// Bases that went whole.
+    pub evicted_bases: u64,
+    /// Fetches that were not kept because there was no room.
+    pub refused: u64,
+}
+
 /// Where a host keeps mirrors and bases. Clones share caches and bases.
 #[derive(Clone, Debug)]
 pub struct StateFolder {
@@ -70,7 +87,7 @@ pub struct StateFolder {
 struct Shared {
     file_system: Arc<dyn FileSystem>,
     path: PathBuf,
-    bases: Mutex<HashMap<ContentDigest, Weak<Base>>>,
+    room: Arc<Room>,
     chunks: Arc<ChunkCache>,
     background: Arc<Background>,
     reachability: Arc<Reachability>,
@@ -94,9 +111,9 @@ impl StateFolder {
         background: Background,
     ) -> Self {
         let shared = Shared {
+            room: Arc::new(Room::new(file_system.clone(), path.clone())),
             file_system,
             path,
-            bases: Mutex::default(),
             chunks: Arc::new(ChunkCache::new()),
             background: Arc::new(background),
             reachability: Arc::default(),
@@ -114,23 +131,38 @@ impl StateFolder {
         &self.shared.path
     }
 
-    /// Bytes of this host's disk that the bases of this folder take. Cost: one `fstat` for each.
+    /// Limits the bytes of disk that all bases may take, in this process and, together with what others
+    /// know, on this host. Without it there is no limit.
+    pub fn limit_bases(&self, bytes: u64) {
+        self.shared.room.set_limit(bytes);
+    }
+
+    /// Numbers about the bases and their limit. Cost: that of [`StateFolder::base_bytes`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn base_numbers(&self) -> Result<BaseNumbers> {
+        let room = &self.shared.room;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = room.counts();
+        Ok(BaseNumbers {
+            bytes: self.base_bytes()?,
+            limit_bytes: (room.limit() != UNLIMITED).then(|| room.limit()),
+            evicted_bytes: of(&counts.bytes),
+            evicted_segments: of(&counts.segments),
+            evicted_bases: of(&counts.bases),
+            refused: of(&counts.refused),
+        })
+    }
+
+    /// Bytes of this host's disk that the bases of this folder take. Cost: a few calls for each.
     ///
     /// # Errors
     /// What the system says.
     pub fn base_bytes(&self) -> Result<u64> {
-        let folder = self.shared.path.join("bases");
-        let failed = |error| Error::io("measure the bases in", folder.display().to_string(), error);
-        if !self.file_system().exists(&folder).map_err(failed)? {
-            return Ok(0);
-        }
-        let mut sum = 0;
-        for base in self.file_system().list(&folder).map_err(failed)? {
-            // One that is being made has no bytes yet.
-            let data = self.file_system().open(&folder.join(base).join("data"), OpenMode::Read);
-            sum += data.and_then(|file| file.allocated_bytes()).unwrap_or(0);
-        }
-        Ok(sum)
+        let room = &self.shared.room;
+        let subject = || room.bases_folder().display().to_string();
+        room.measure().map_err(|error| Error::io("measure the bases in", subject(), error))
     }
 
     /// The names of all mirrors, ascending.
@@ -178,7 +210,7 @@ impl StateFolder {
             let overlay = file_system.open(&overlay_path(&folder, file), OpenMode::Read);
             host_bytes += overlay.and_then(|file| file.allocated_bytes()).map_err(failed)?;
         }
-        let data = self.base_folder(binding.content).join("data");
+        let data = self.shared.room.base_folder(binding.content).join("data");
         let base = file_system.open(&data, OpenMode::Read);
         let fetched_bytes = base.and_then(|file| file.allocated_bytes()).unwrap_or(0);
         let owner = match self.lock(name) {
@@ -228,8 +260,8 @@ impl StateFolder {
         self.shared.path.join("mirrors").join(name.as_str())
     }
 
-    fn base_folder(&self, content: ContentDigest) -> PathBuf {
-        self.shared.path.join("bases").join(content.to_string())
+    pub(crate) fn room(&self) -> &Arc<Room> {
+        &self.shared.room
     }
 
     /// Takes the lock of a mirror; otherwise the error, and who has it.
@@ -261,24 +293,14 @@ impl StateFolder {
         length: u64,
         store: Arc<dyn ChunkStore>,
     ) -> Result<Arc<BaseView>> {
-        let base = {
-            // Held over opening: a second opener would reset what the first has made.
-            let mut bases = self.shared.bases.lock().unwrap_or_else(PoisonError::into_inner);
-            match bases.get(&content).and_then(Weak::upgrade) {
-                Some(base) => base,
-                None => {
-                    let folder = self.base_folder(content);
-                    let base = Base::open(self.shared_file_system(), &folder, content, length)?;
-                    let base = Arc::new(base);
-                    bases.retain(|_, base| base.strong_count() > 0);
-                    bases.insert(content, Arc::downgrade(&base));
-                    base
-                }
-            }
+        let base = self.shared.room.open_base(content, length)?;
+        let parts = Parts {
+            chunks: self.shared.chunks.clone(),
+            background: self.shared.background.clone(),
+            reachability: self.shared.reachability.clone(),
+            room: self.shared.room.clone(),
         };
-        let (chunks, background) = (self.shared.chunks.clone(), self.shared.background.clone());
-        let reachability = self.shared.reachability.clone();
-        BaseView::new(base, layout, length, store, chunks, background, reachability).map(Arc::new)
+        BaseView::new(base, layout, length, store, parts).map(Arc::new)
     }
 }
 

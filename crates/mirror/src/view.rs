@@ -4,15 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use format::mirror_log::Place;
-use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
 use model::boot_set::BootSet;
-use model::device::{Device, Extent, check_range};
+use model::device::{Device, Extent, WholeFile, check_range};
 use model::{BLOCK_LEN, Error, Kind, Result};
 use store::ChunkStore;
 
 use crate::fetch::{BaseView, blocks_of, by_segment};
 use crate::patience::Patience;
-use crate::plan::{BaseBlock, Source, next_piece, source_of};
+use crate::plan::BaseBlock;
 use crate::state_folder::{Binding, StateFolder};
 
 /// A version on this host, read-only. What it fetches serves all mirrors of that content.
@@ -72,22 +71,6 @@ impl ReadOnlyView {
             .because("a version never changes")
             .hint("attach it as a mirror to write to it")
     }
-
-    fn piece(
-        &self,
-        at: u64,
-        end: u64,
-        base: impl Fn(&BaseView, u32, u32) -> BaseBlock,
-    ) -> (Source, u64) {
-        let (block, end) = (at / BLOCK_LEN as u64, end.div_ceil(BLOCK_LEN as u64));
-        let segment = (block / u64::from(BLOCKS_PER_SEGMENT)) as u32;
-        let start = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
-        let end = (end - start).min(u64::from(BLOCKS_PER_SEGMENT)) as u32;
-        let piece = next_piece((block - start) as u32, end, |block| {
-            source_of(Place::Absent, || base(&self.view, segment, block))
-        });
-        (piece.source, u64::from(segment) * SEGMENT_LEN + u64::from(piece.end) * BLOCK_LEN as u64)
-    }
 }
 
 impl Device for ReadOnlyView {
@@ -100,38 +83,8 @@ impl Device for ReadOnlyView {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let operation = "read the version";
-        check_range(operation, self.length(), offset, buffer.len() as u64)?;
-        let end = offset + buffer.len() as u64;
-        let mut at = offset;
-        while at < end {
-            let (source, stop) =
-                self.piece(at, end, |view, segment, block| view.segment(segment).block(block));
-            let stop = stop.min(end);
-            let piece = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
-            match source {
-                Source::Zero => piece.fill(0),
-                Source::Fetch => {
-                    self.view.missed(at, stop - at);
-                    match self.view.ensure_present(blocks_of(at, stop - at)) {
-                        Ok(()) => continue,
-                        Err(error) if error.kind() == Kind::Full => {
-                            self.view.read_past(at, piece)?;
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-                Source::Base | Source::Overlay(_) => {
-                    self.view
-                        .base
-                        .data
-                        .read_exact_at(piece, at)
-                        .map_err(|error| Error::io(operation, self.subject.as_str(), error))?
-                }
-            }
-            at = stop;
-        }
-        Ok(())
+        check_range("read the version", self.length(), offset, buffer.len() as u64)?;
+        self.view.read(offset, buffer)
     }
 
     fn write(&self, _offset: u64, _bytes: &[u8]) -> Result<()> {
@@ -152,7 +105,15 @@ impl Device for ReadOnlyView {
 
     fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
         check_range("prefetch", self.length(), offset, len)?;
-        self.view.ensure_present(blocks_of(offset, len))
+        self.view.bring_if_room(blocks_of(offset, len))
+    }
+
+    fn whole_file(&self) -> Result<Option<Box<dyn WholeFile>>> {
+        // The file is padded to whole blocks: a reader without us would see the padding. What is
+        // incomplete is not held, which would cost a sync at each open.
+        let is_whole = self.length().is_multiple_of(BLOCK_LEN as u64) && self.view.is_complete();
+        let held = if is_whole { self.hold_file()? } else { None };
+        Ok(held.map(|file| Box::new(file) as Box<dyn WholeFile>))
     }
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {

@@ -8,17 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use env::simulated::SimulatedFileSystem;
-use env::{File, FileSystem, OpenMode};
+use env::{File, FileSystem, OpenMode, Space};
 use model::device::Device;
 use support::*;
 
 type Action = Box<dyn FnOnce() + Send>;
 
-/// Actions that run just before a read or sync of an overlay file, one each time.
+/// Actions that run just before a read or sync of an overlay file, or a read of a base, one each time.
 #[derive(Clone, Default)]
 struct Script {
     before_read: Arc<Mutex<Vec<Action>>>,
     before_sync: Arc<Mutex<Vec<Action>>>,
+    before_base_read: Arc<Mutex<Vec<Action>>>,
 }
 
 impl std::fmt::Debug for Script {
@@ -47,9 +48,14 @@ struct ScriptedFile {
 impl FileSystem for Scripted {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let file = self.disk.open(path, mode)?;
-        match path.to_string_lossy().contains("overlay.") {
-            true => Ok(Arc::new(ScriptedFile { file, script: self.script.clone() })),
-            false => Ok(file),
+        let script = self.script.clone();
+        match path.to_string_lossy() {
+            path if path.contains("overlay.") => Ok(Arc::new(ScriptedFile { file, script })),
+            path if path.ends_with("/data") => {
+                let script = Script { before_read: script.before_base_read, ..Script::default() };
+                Ok(Arc::new(ScriptedFile { file, script }))
+            }
+            _ => Ok(file),
         }
     }
     fn create_folders(&self, path: &Path) -> io::Result<()> {
@@ -75,6 +81,12 @@ impl FileSystem for Scripted {
     }
     fn boot_id(&self) -> io::Result<String> {
         self.disk.boot_id()
+    }
+    fn mount_id(&self, folder: &Path) -> io::Result<String> {
+        self.disk.mount_id(folder)
+    }
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        self.disk.space(folder)
     }
 }
 
@@ -105,6 +117,15 @@ impl File for ScriptedFile {
     fn try_lock(&self) -> io::Result<bool> {
         self.file.try_lock()
     }
+    fn try_lock_shared(&self) -> io::Result<bool> {
+        self.file.try_lock_shared()
+    }
+    fn lock(&self) -> io::Result<()> {
+        self.file.lock()
+    }
+    fn unlock(&self) -> io::Result<()> {
+        self.file.unlock()
+    }
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -115,6 +136,30 @@ fn scripted() -> (SimulatedFileSystem, Script, Host, Model) {
     let file_system = Scripted { disk: disk.clone(), script: script.clone() };
     let host = Host::new(Arc::new(file_system), &model);
     (disk, script, host, model)
+}
+
+#[test]
+fn a_reader_that_looked_before_its_segment_was_evicted_never_sees_the_hole() {
+    let (_, script, host, model) = scripted();
+    let mirror = host.create().unwrap();
+    let view = mirror::ReadOnlyView::open(&host.state, &host.binding, host.store.clone()).unwrap();
+    let readers: [&dyn Device; 2] = [&*mirror, &view];
+    for reader in readers {
+        reader.prefetch(0, 12 * LEN).unwrap();
+        host.state.limit_bases(host.state.base_bytes().unwrap());
+        let before = host.state.base_numbers().unwrap().evicted_segments;
+        let other = mirror.clone();
+        script.before_base_read.lock().unwrap().push(Box::new(move || {
+            other.prefetch(WINDOWS[2].0, 8 * LEN).unwrap();
+            other.prefetch(WINDOWS[1].0, 8 * LEN).unwrap();
+        }));
+        let (mut found, mut expected) = (vec![0; 12 * LEN as usize], vec![0; 12 * LEN as usize]);
+        reader.read(0, &mut found).unwrap();
+        model.read(0, &mut expected);
+        assert!(host.state.base_numbers().unwrap().evicted_segments > before);
+        assert!(found == expected);
+        host.state.limit_bases(u64::MAX);
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What a door serves: a disk that is read, written, trimmed and flushed.
 
+use std::os::fd::BorrowedFd;
+
 use crate::{Error, Kind, Result};
 
 /// What an extent of a device holds.
@@ -20,6 +22,14 @@ pub struct Extent {
     pub len: u64,
     /// What it holds.
     pub kind: ExtentKind,
+}
+
+/// A file that holds all bytes of a device, each at its own address, and none behind them; until
+/// this is dropped nothing of it goes away.
+pub trait WholeFile: Send + Sync {
+    /// The file. Whoever hands it on must see to it that nobody writes to it. `None` where there is
+    /// no descriptor, as on simulated disks.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
 }
 
 /// A disk. Calls may come from many threads at once.
@@ -61,6 +71,17 @@ pub trait Device: Send + Sync {
     fn may_wait(&self, offset: u64, len: u64) -> bool {
         let _ = (offset, len);
         false
+    }
+
+    /// The one file that holds the whole device, for readers that need not ask us. `None` where
+    /// something is missing in it now, or where writes would pass it by.
+    ///
+    /// Cost: may sync a folder and read maps of what is stored; waits for no store that is away.
+    ///
+    /// # Errors
+    /// Those of the host's disk: go on with [`Device::read`].
+    fn whole_file(&self) -> Result<Option<Box<dyn WholeFile>>> {
+        Ok(None)
     }
 
     /// The extents that make up the range, in order, without gaps; at most `max` of them, so they

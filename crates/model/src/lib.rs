@@ -11,6 +11,7 @@
 //! | [`map`] | segment maps: which chunk each block of a segment lies in |
 //! | [`manifest`] | the root of a version's layout |
 //! | [`boot_set`] | the blocks that a guest reads from power-on to ready |
+//! | [`description`] | what a version is, told once: what signatures sign |
 //! | [`device`] | what a door serves: a disk that is read, written, trimmed and flushed |
 //! | [`source`] | what an import reads and what an export writes |
 //! | [`changes`] | a sealed overlay, on its way to become a version |
@@ -23,6 +24,7 @@ pub mod block;
 mod block_hashing;
 pub mod boot_set;
 pub mod changes;
+pub mod description;
 pub mod device;
 pub mod digest;
 pub mod error;
@@ -41,5 +43,5 @@ pub use error::{Error, Kind, Result};
 pub use manifest::{Manifest, SegmentEntry, VersionKind};
 pub use map::{Run, SegmentMap};
 pub use name::{ImageName, MirrorName, Realm, TagName};
-pub use names::{NamedHold, NamedImage, NamedVersion, Names, PublicationRecord};
+pub use names::{NamedDocument, NamedHold, NamedImage, NamedVersion, Names, PublicationRecord};
 pub use reference::{Reference, Selector, VersionId, VersionNumber};

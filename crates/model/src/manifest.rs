@@ -22,6 +22,26 @@ pub enum VersionKind {
     Group,
 }
 
+impl VersionKind {
+    const ALL: [VersionKind; 4] =
+        [VersionKind::Disk, VersionKind::Memory, VersionKind::Machine, VersionKind::Group];
+
+    /// The word that people and programs read.
+    pub fn word(self) -> &'static str {
+        match self {
+            VersionKind::Disk => "disk",
+            VersionKind::Memory => "memory",
+            VersionKind::Machine => "machine",
+            VersionKind::Group => "group",
+        }
+    }
+
+    /// The kind that a word means.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.word() == word)
+    }
+}
+
 /// One segment that holds data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentEntry {

@@ -65,6 +65,17 @@ pub struct NamedHold {
     pub expires_micros: Option<i64>,
 }
 
+/// A document that is kept with a content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedDocument {
+    /// The content that it is about.
+    pub content: ContentDigest,
+    /// Its name.
+    pub name: String,
+    /// Its entry.
+    pub digest: [u8; DIGEST_LEN],
+}
+
 /// All names of a repository, as of one instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
@@ -72,6 +83,8 @@ pub struct Names {
     pub images: Vec<NamedImage>,
     /// Holds, by holder.
     pub holds: Vec<NamedHold>,
+    /// Documents, by content and name.
+    pub documents: Vec<NamedDocument>,
 }
 
 /// What a publication tells of itself, for whoever makes the names anew from packs.

@@ -189,6 +189,11 @@ impl RepositoryChunks {
         Ok(decode_boot_set(&bytes)?)
     }
 
+    /// The document of a digest.
+    pub fn document(&self, digest: EntryDigest) -> Result<Vec<u8>> {
+        self.hashed("read the document", EntryKind::Document, digest)
+    }
+
     /// Reads and unpacks boot pieces that lie one behind the other in one pack.
     fn read_together(&self, places: &[Location]) -> Result<Vec<Vec<u8>>> {
         let what = "read the boot piece";

@@ -14,6 +14,8 @@
 //! | [`names`] | the names once more, beside the packs |
 //! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
+//! | [`documents`] | what is kept with a content: its description, signatures, what tests said |
+//! | [`signing`] | describing, signing, verifying |
 //! | [`statistics`] | how much there is |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
@@ -35,6 +37,7 @@ pub mod chunks;
 pub mod collect;
 pub mod commit;
 pub mod create;
+pub mod documents;
 pub mod duplicates;
 pub mod export;
 pub mod import;
@@ -49,6 +52,7 @@ mod rebuild;
 pub mod repository;
 pub mod scrub;
 pub mod settings;
+pub mod signing;
 pub mod statistics;
 mod touched;
 mod walk;
@@ -67,4 +71,5 @@ pub use repository::Repository;
 pub use scrub::rebuild::{RebuildRequest, Rebuilt, rebuild};
 pub use scrub::{ScrubRequest, Scrubbed};
 pub use settings::Settings;
+pub use signing::{Checked, SigningKey, TrustedKey, Verdict};
 pub use statistics::Statistics;

@@ -21,6 +21,7 @@ use crate::chunks::RepositoryChunks;
 use crate::lease::{ReadersLease, TIME_TO_LIVE};
 use crate::lists::PackLists;
 use crate::settings::Settings;
+use crate::signing::TrustedKey;
 
 /// A repository that is open. Cheap to copy; copies share their caches.
 #[derive(Clone)]
@@ -37,6 +38,8 @@ pub struct Repository {
     pub(crate) turns: Arc<Turns>,
     pub(crate) lease_time: Duration,
     pub(crate) readers: Arc<ReadersLease>,
+    /// Keys of which one must have signed what is to be attached; none where anything may be.
+    pub(crate) trusted: Arc<[TrustedKey]>,
     chunks: Arc<RepositoryChunks>,
 }
 
@@ -185,6 +188,7 @@ impl Repository {
             turns,
             lease_time,
             readers,
+            trusted: Arc::default(),
             chunks,
         }
     }
@@ -194,6 +198,12 @@ impl Repository {
     #[must_use]
     pub fn with_lease_time(self, lease_time: Duration) -> Self {
         Repository { lease_time, readers: Arc::default(), ..self }
+    }
+
+    /// The same, for a host that attaches only what one of these keys has signed.
+    #[must_use]
+    pub fn trusting(self, keys: &[TrustedKey]) -> Self {
+        Repository { trusted: keys.into(), ..self }
     }
 
     /// The settings it was made with.

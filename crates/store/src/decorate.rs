@@ -9,6 +9,7 @@
 //!
 //! **Not here**: the catalog, which answers at its own speed.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,20 +20,23 @@ use model::{Error, Kind, Result};
 
 use crate::pack_store::{PackName, PackStore};
 
-/// How fast a link is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How fast a link is, and when it is down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkSpeed {
     /// Added to each request.
     pub delay: Duration,
     /// What all requests together get through; without it, whatever comes.
     pub rate_bytes_per_second: Option<u64>,
+    /// While this file exists, every request fails as one that may work later.
+    pub away_file: Option<PathBuf>,
 }
 
 impl FromStr for LinkSpeed {
     type Err = Error;
 
-    /// Reads `rate=125MB,delay=1ms`, either or both: a rate in `B`, `kB`, `MB` or `GB` a second, a
-    /// delay in `us`, `ms` or `s`.
+    /// Reads `rate=125MB,delay=1ms,away=FILE`, one or more of them: a rate in `B`, `kB`, `MB` or `GB` a
+    /// second, a delay in `us`, `ms` or `s`, the path of a file that takes the link down while it
+    /// exists.
     ///
     /// # Errors
     /// `Invalid` for anything else.
@@ -58,6 +62,7 @@ impl FromStr for LinkSpeed {
                     let units = [("us", 1), ("ms", 1000), ("s", 1_000_000)];
                     speed.delay = Duration::from_micros(number(value, &units).ok_or_else(invalid)?);
                 }
+                Some(("away", path)) if !path.is_empty() => speed.away_file = Some(path.into()),
                 _ => return Err(invalid()),
             }
         }
@@ -133,6 +138,9 @@ impl DecoratedPackStore {
 
     /// The fault that this request meets.
     fn fault(&self) -> Option<Fault> {
+        if self.speed.away_file.as_ref().is_some_and(|path| path.exists()) {
+            return Some(Fault::Away);
+        }
         let mut fault = lock(&self.fault);
         let (met, lasting) = (*fault)?;
         if lasting == Lasting::Once {
@@ -256,15 +264,27 @@ mod tests {
             let delay = Duration::from_micros(delay_us);
             assert_eq!(
                 text.parse::<LinkSpeed>().unwrap(),
-                LinkSpeed { delay, rate_bytes_per_second: rate }
+                LinkSpeed { delay, rate_bytes_per_second: rate, away_file: None }
             );
         };
         check("rate=125MB,delay=1ms", 1000, Some(125_000_000));
         check("delay=20ms", 20_000, None);
         check("rate=9B", 0, Some(9));
-        for text in ["", "rate", "rate=", "rate=0MB", "rate=5", "rate=5MiB", "delay=1m", "x=1ms"] {
+        for text in
+            ["", "rate", "rate=", "rate=0MB", "rate=5", "rate=5MiB", "delay=1m", "away=", "x=1ms"]
+        {
             assert!(text.parse::<LinkSpeed>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn while_its_file_exists_a_link_is_down() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let store = store(&format!("delay=1us,away={}", file.path().display()));
+        assert_eq!(store.put(&name(), b"bytes").unwrap_err().kind(), Kind::Unavailable);
+        file.close().unwrap();
+        store.put(&name(), b"bytes").unwrap();
+        assert_eq!(store.read(&name(), 0, 5).unwrap(), b"bytes");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::replay::{Call, Client};
 use super::{Bench, Session, Size, inputs};
+use crate::demo::larder::Larder;
 use crate::process::{self, Registered};
 
 pub const BENCH: Bench = Bench {
@@ -98,11 +99,13 @@ fn run(session: &mut Session) -> Result<()> {
     let sockets = inputs::sockets()?;
     let larder = inputs::larder(session, "larder")?;
     larder.json(&["import", inputs::text(&disk)?, "image"])?;
+    // Nothing but length: what takes longer there follows the length.
     larder.json(&["create", "long", "--length", "1TiB"])?;
+    larder.json(&["create", "longer", "--length", "16TiB"])?;
     let daemon = Daemon::start(larder.command(&["host", "run"]), &folder)?;
     let (rounds, count) = if session.size == Size::Full { (20, 64) } else { (2, 4) };
     let idle = daemon.memory();
-    for image in ["image", "long"] {
+    for image in ["image", "long", "longer"] {
         for round in 0..rounds {
             let socket = sockets.path().join("one");
             let began = Instant::now();
@@ -113,7 +116,12 @@ fn run(session: &mut Session) -> Result<()> {
                 ("attach_ms", attached.as_secs_f64() * 1000.0),
                 ("first_byte_ms", began.elapsed().as_secs_f64() * 1000.0),
             ];
-            session.rows.add(super::rows::Row { contender: image.into(), round, columns });
+            let contender = match image {
+                "long" => "1 TiB of zeros".to_owned(),
+                "longer" => "16 TiB of zeros".to_owned(),
+                _ => inputs::text(&disk)?.rsplit('/').next().unwrap_or_default().to_owned(),
+            };
+            session.rows.add(super::rows::Row { contender, round, columns });
             daemon.discard("one")?;
         }
     }
@@ -152,5 +160,51 @@ fn run(session: &mut Session) -> Result<()> {
     }
     let note = format!("The daemon has {idle:.1} MiB in use before the first attach.");
     session.notes.push(note);
+    drop(daemon);
+    touch(session, &larder, &folder, &sockets.path().join("touched"))
+}
+
+/// The blocks that are written, and then read and written again: one in each of these.
+const TOUCHED_LEN: u64 = 64 << 10;
+
+/// What a mirror takes that has been read and written throughout. Each number is of a daemon of its own,
+/// so that none has what another gave back.
+fn touch(session: &mut Session, larder: &Larder, folder: &Path, socket: &Path) -> Result<()> {
+    let gib = 1 << 30;
+    let lengths = if session.size == Size::Full { vec![gib, 10 * gib] } else { vec![64 << 20] };
+    for (round, length) in (0..).zip(lengths) {
+        let image = format!("touched-{round}");
+        larder.json(&["create", &image, "--length", &length.to_string()])?;
+        let writes: Vec<Call> = (0..length / TOUCHED_LEN)
+            .map(|part| Call::Write { offset: part * TOUCHED_LEN, len: 4096 })
+            .chain([Call::Flush])
+            .collect();
+        let reads: Vec<Call> =
+            (0..length >> 20).map(|part| Call::Read { offset: part << 20, len: 1 << 20 }).collect();
+        let daemon = Daemon::start(larder.command(&["host", "run"]), folder)?;
+        daemon.attach(&image, "writer", socket)?;
+        Client::connect(socket)?.replay(&writes, 16)?;
+        larder.json(&["commit", "writer"])?;
+        daemon.discard("writer")?;
+        drop(daemon);
+        let daemon = Daemon::start(larder.command(&["host", "run"]), folder)?;
+        let idle = daemon.memory();
+        daemon.attach(&image, "reader", socket)?;
+        Client::connect(socket)?.replay(&reads, 4)?;
+        let read = daemon.memory();
+        Client::connect(socket)?.replay(&writes, 16)?;
+        let written = daemon.memory();
+        daemon.discard("reader")?;
+        session.rows.add(super::rows::Row {
+            contender: format!("a mirror of {} MiB, touched throughout", length >> 20),
+            round: 0,
+            columns: vec![
+                ("idle_mib", idle),
+                ("read_mib", read),
+                ("read_and_written_mib", written),
+                ("mib_for_the_mirror", written - idle),
+            ],
+        });
+    }
     Ok(())
 }

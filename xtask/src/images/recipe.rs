@@ -1,5 +1,7 @@
 //! What an image is made of.
 
+use super::verify::{self, VERIFY};
+
 /// What an image is made of. Everything that decides its content is in its text.
 pub struct Recipe {
     /// A short name, also the guest's host name.
@@ -71,7 +73,15 @@ impl Recipe {
         if *state != State::Own {
             text += &format!(" {state:?}");
         }
+        for (name, mode, content) in self.files() {
+            text += &format!(" {name:?} {mode:o} {content:?}");
+        }
         text
+    }
+
+    /// Its files beside those of packages: name, mode, text.
+    pub fn files(&self) -> &'static [(&'static str, u32, &'static str)] {
+        if self.name == VERIFY.name { verify::FILES } else { &[] }
     }
 
     fn key(&self) -> blake3::Hash {

@@ -1,6 +1,7 @@
 //! An image's files: unpacked by mmdebstrap, then settled so that root logs in on the serial console.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use model::{Error, Result};
@@ -42,6 +43,13 @@ pub fn settle(recipe: &Recipe, root: &Path) -> Result<()> {
     write("etc/shadow", &without_root_password(&text))?;
     for name in ["etc/resolv.conf", "etc/apt/apt.conf.d/99mmdebstrap"] {
         remove(&root.join(name))?;
+    }
+    for (name, mode, text) in recipe.files() {
+        let path = root.join(name);
+        let failed = |source| Error::io("make", path.display().to_string(), source);
+        fs::create_dir_all(path.parent().unwrap_or(root)).map_err(failed)?;
+        write(name, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).map_err(failed)?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::errno::errno_of;
 use super::files::{Files, OpenFile};
 use super::ioctl::{self, Command};
 use super::nodes::{Node, Nodes};
+use super::passthrough::{Offer, Register};
 use super::tree::Tree;
 
 type Answer<T> = Result<T, Errno>;
@@ -37,8 +38,13 @@ pub(crate) struct Look {
 /// What a folder held when it was opened: names and nodes.
 pub(crate) type Listing = Vec<(String, Node)>;
 
+/// A name that the kernel is to drop: its folder's number, and itself.
+pub(crate) type Dropped = (u64, String);
+
 /// The file system behind one mount.
 pub(crate) struct Core {
+    /// Whether complete versions may be passed through.
+    pub(crate) offer: Offer,
     tree: Arc<dyn Tree>,
     nodes: Mutex<Nodes>,
     files: Files,
@@ -59,6 +65,7 @@ impl Core {
     /// A file system that shows `tree`.
     pub(crate) fn new(tree: Arc<dyn Tree>) -> Self {
         Core {
+            offer: Offer::default(),
             tree,
             nodes: Mutex::default(),
             files: Files::default(),
@@ -153,16 +160,28 @@ impl Core {
     /// The kernel forgets lookups.
     pub(crate) fn forget(&self, number: u64, count: u64) {
         lock(&self.nodes).forget(number, count);
+        self.files.forgotten(number, |number| self.is_remembered(number));
     }
 
-    /// Opens a file. Gives its handle, and whether pages cached at earlier opens are still right.
+    fn is_remembered(&self, number: u64) -> bool {
+        lock(&self.nodes).get(number).is_some()
+    }
+
+    /// Opens a file, whose device may be handed to the kernel with `register`. Gives its handle, the
+    /// file, and whether pages cached at earlier opens are still right.
     ///
     /// They are for versions, and for a mirror that this mount writes and had open already: all its
     /// writes went through the same pages. Dropping them needlessly would make the open wait for
     /// every read that is under way. A mirror that another door writes starts afresh at each open.
     /// The kernel drops them behind our answer, so an open that races with the first one may still
     /// find its own reads waited for.
-    pub(crate) fn open(&self, number: u64, writable: bool, truncate: bool) -> Answer<(u64, bool)> {
+    pub(crate) fn open(
+        &self,
+        number: u64,
+        writable: bool,
+        truncate: bool,
+        register: &Register<'_>,
+    ) -> Answer<(u64, Arc<OpenFile>, bool)> {
         let node = self.node(number)?;
         if truncate {
             return Err(Errno::EPERM);
@@ -174,31 +193,44 @@ impl Core {
                 return Err(Errno::EROFS);
             }
             Node::Version(version) => {
-                self.files.open(number, node.clone(), false, || tree.open_version(version))
+                let open = || tree.open_version(version);
+                let pass = |device: &dyn Device| self.offer.pass(device, register);
+                self.files.open(number, node.clone(), false, open, pass)
             }
-            Node::Mirror(mirror) => self.files.open(number, node.clone(), writable, || {
-                first = true;
-                tree.open_mirror(mirror)
-            }),
+            Node::Mirror(mirror) => {
+                let open = || {
+                    first = true;
+                    tree.open_mirror(mirror)
+                };
+                self.files.open(number, node.clone(), writable, open, |_| None)
+            }
             Node::Root | Node::Folder(_) | Node::Mirrors => return Err(Errno::EISDIR),
         };
         let (handle, file) = answer(opened)?;
         let read_only = file.device.is_read_only();
         if writable && read_only && matches!(node, Node::Mirror(_)) {
             drop(file);
-            self.files.release(handle);
+            self.release(handle);
             return Err(Errno::EROFS);
         }
         let keep_cache = match &node {
             Node::Version(_) => true,
             _ => !first && !read_only,
         };
-        Ok((handle, keep_cache))
+        Ok((handle, file, keep_cache))
     }
 
-    /// Closes a handle.
-    pub(crate) fn release(&self, handle: u64) {
-        self.files.release(handle);
+    /// Closes a handle. Gives the name that the kernel is to drop, so that it forgets a file which
+    /// was passed through.
+    pub(crate) fn release(&self, handle: u64) -> Option<Dropped> {
+        let number = self.files.release(handle, |number| self.is_remembered(number))?;
+        match self.node(number) {
+            Ok(Node::Version(VersionId { image, version })) => {
+                let folder = self.number(&Node::Folder(image.to_string()));
+                Some((folder, version.to_string()))
+            }
+            _ => None,
+        }
     }
 
     /// Reads into `buffer` and gives it, shorter where the file ends.

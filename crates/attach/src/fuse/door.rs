@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -17,8 +19,9 @@ use fuser::{
 use model::device::ExtentKind;
 use rustix::fs::OFlags;
 
-use super::core::{Core, Look};
+use super::core::{Core, Dropped, Look};
 use super::nodes::{Node, ROOT};
+use super::passthrough::STACK_DEPTH_MAX;
 use super::workers::{Workers, guard};
 
 /// The most bytes of one request.
@@ -48,12 +51,15 @@ pub(crate) struct Door {
     core: Arc<Core>,
     workers: Workers,
     owner: Owner,
+    dropped: Sender<Dropped>,
 }
 
 impl Door {
-    /// A door to `core`.
-    pub(crate) fn new(core: Core, owner: Owner) -> Self {
-        Door { core: Arc::new(core), workers: Workers::default(), owner }
+    /// A door to `core`. Gives the names that the kernel is to drop, on a thread that may wait for
+    /// it.
+    pub(crate) fn new(core: Core, owner: Owner) -> (Self, Receiver<Dropped>) {
+        let (dropped, names) = channel();
+        (Door { core: Arc::new(core), workers: Workers::default(), owner, dropped }, names)
     }
 
     fn serve(&self, job: impl FnOnce(&Core) + Send + 'static) {
@@ -153,6 +159,9 @@ impl Filesystem for Door {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(BACKGROUND_MAX);
+        let passes = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH_MAX).is_ok();
+        self.core.offer.set(if passes { Ok(()) } else { Err("the kernel has none (6.9 has)") });
         Ok(())
     }
 
@@ -215,14 +224,20 @@ impl Filesystem for Door {
     fn open(&self, _request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let truncate = OFlags::from_bits_retain(flags.0 as u32).contains(OFlags::TRUNC);
-        self.serve(move |core| match core.open(number.0, writable, truncate) {
-            Ok((handle, keep_cache)) => {
-                let mut flags = FopenFlags::empty();
-                flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep_cache);
-                flags.set(FopenFlags::FOPEN_NOFLUSH, !writable);
-                reply.opened(FileHandle(handle), flags);
+        self.serve(move |core| {
+            let register = |fd: BorrowedFd<'_>| reply.open_backing(fd);
+            let (handle, file, keep_cache) =
+                match core.open(number.0, writable, truncate, &register) {
+                    Ok(opened) => opened,
+                    Err(errno) => return reply.error(errno),
+                };
+            let mut flags = FopenFlags::empty();
+            flags.set(FopenFlags::FOPEN_NOFLUSH, !writable);
+            if let Some(passthrough) = &file.passthrough {
+                return reply.opened_passthrough(FileHandle(handle), flags, passthrough.id());
             }
-            Err(errno) => reply.error(errno),
+            flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep_cache);
+            reply.opened(FileHandle(handle), flags);
         });
     }
 
@@ -281,8 +296,12 @@ impl Filesystem for Door {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let dropped = self.dropped.clone();
         self.serve(move |core| {
-            core.release(handle.0);
+            if let Some(name) = core.release(handle.0) {
+                // Without the thread that takes it the mount is about to end.
+                let _ = dropped.send(name);
+            }
             reply.ok();
         });
     }

@@ -18,15 +18,16 @@
 //! | `door` | `fuser`'s trait, translated to `core` |
 //! | `nodes` | inode numbers |
 //! | `files` | open files and the devices behind them |
+//! | `passthrough` | files that the kernel reads by itself |
 //! | `workers` | the threads that wait so that the event threads need not |
 //! | `ioctl` | CLONE and COMMIT, as in `include/larder.h` |
 //! | `mount_table` | what is mounted where |
 //!
 //! **Invariants**
 //! - A device is opened at the first open of its file and dropped at the last release; all opens
-//!   in between share it. How an inode is served (through the page cache, today always) is fixed
-//!   for that same time: kernel passthrough of complete versions, when it comes, is decided in
-//!   `files` at the first open and nowhere else, for the kernel refuses to mix the two.
+//!   in between share it. How an inode is served, through the page cache or by kernel passthrough
+//!   of a version that is complete, is fixed for that same time, for the kernel refuses to mix the
+//!   two: it is decided in `files` at the first open and nowhere else.
 //! - No writeback cache: a `write` that returned has reached the device. What was written through a
 //!   shared mapping reaches it at `msync`, `fsync` or `close`.
 //! - One event thread is always free to receive: a slow fetch holds up whoever asked for it and,
@@ -50,10 +51,13 @@ mod core;
 mod door;
 mod errno;
 mod files;
+#[cfg(test)]
+mod hostile;
 mod ioctl;
 pub mod mount;
 mod mount_table;
 mod nodes;
+mod passthrough;
 pub mod tree;
 mod workers;
 

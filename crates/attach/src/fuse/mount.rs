@@ -14,7 +14,7 @@
 //!
 //! **Source**: `Documentation/filesystems/fuse`; fusermount3(1).
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSliceMut, Read};
@@ -28,14 +28,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Session, SessionACL};
 use model::{Error, Kind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use super::core::Core;
+use super::core::{Core, Dropped};
 use super::door::{Door, Owner, REQUEST_LEN_MAX};
 use super::mount_table;
 use super::tree::Tree;
@@ -109,10 +109,10 @@ impl FuseMount {
         config.acl = acl;
         config.n_threads = Some(EVENT_THREAD_COUNT);
         config.clone_fd = true;
-        let door = Door::new(Core::new(tree), owner);
+        let (door, dropped) = Door::new(Core::new(tree), owner);
         let connection = fd.try_clone();
         let started = Session::from_fd(door, fd, acl, config)
-            .and_then(|session| serve(session, &folder))
+            .and_then(|session| serve(session, dropped, &folder))
             .and_then(|ended| Ok((ended, mounted_device(&folder)?, connection?)));
         let (ended, device, connection) = match started {
             Ok(started) => started,
@@ -348,7 +348,20 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Serves a session on threads of its own. The receiver learns when it has ended.
-fn serve(session: Session<Door>, folder: &Path) -> io::Result<Receiver<()>> {
+fn serve(
+    session: Session<Door>,
+    dropped: Receiver<Dropped>,
+    folder: &Path,
+) -> io::Result<Receiver<()>> {
+    let notifier = session.notifier();
+    // Of its own: the kernel may let it wait until a lookup in the same folder was answered.
+    std::thread::Builder::new().name("larder-fuse-drop".into()).spawn(move || {
+        for (parent, name) in dropped {
+            if let Err(error) = notifier.inval_entry(INodeNo(parent), OsStr::new(&name)) {
+                tracing::debug!(%error, name, "the kernel knows the name no more");
+            }
+        }
+    })?;
     let (end, ended) = sync_channel(1);
     let folder = folder.to_path_buf();
     std::thread::Builder::new().name("larder-fuse".into()).spawn(move || {

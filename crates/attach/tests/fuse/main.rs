@@ -6,8 +6,10 @@
 mod mounted;
 
 mod files;
+mod hostile;
 mod ioctls;
 mod mounting;
+mod passthrough;
 mod property;
 mod slow;
 mod speed;

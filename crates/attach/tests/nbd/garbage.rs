@@ -155,3 +155,34 @@ fn too_long_a_write_and_a_wrong_magic_close_the_connection() {
     assert!(client.is_closed());
     assert_serves(&served);
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Requests on one export of a server, with any numbers: no byte of its other export is seen or
+    /// changed.
+    #[test]
+    fn no_request_reaches_another_export(
+        requests in proptest::collection::vec(
+            (0..9u16, any::<u16>(), prop_oneof![3 => 0..30_000u64, 1 => any::<u64>()], any::<u32>()),
+            1..40),
+    ) {
+        const FOREIGN: u8 = 0xa5;
+        let folder = tempfile::tempdir().unwrap();
+        let address = attach::nbd::Address::Unix(folder.path().join("nbd.sock"));
+        let other = Arc::new(MemoryDevice::new(vec![FOREIGN; 20_000]));
+        let own = crate::export("a", Arc::new(MemoryDevice::new(vec![5; 20_000])));
+        let exports = vec![own, crate::export("b", other.clone())];
+        let server = attach::nbd::NbdServer::start(&address, exports).unwrap();
+        let mut client = RawClient::transmitting(&server, true);
+        for (command, flags, offset, len) in requests {
+            // Command 2 disconnects, and too long a write costs the connection.
+            let command = if command == raw::DISC { 10 } else { command };
+            let len = if command == raw::WRITE { len % 30_000 } else { len };
+            let payload = vec![9; if command == raw::WRITE { len as usize } else { 0 }];
+            let reply = client.call(command, flags & 0x1f, offset, len, &payload);
+            prop_assert!(command != raw::READ || !reply.data.contains(&FOREIGN));
+        }
+        prop_assert!(other.to_vec() == vec![FOREIGN; 20_000]);
+    }
+}

@@ -37,9 +37,12 @@ pub struct Reply {
 impl RawClient {
     /// Connects, and takes the greeting.
     pub fn connect(server: &NbdServer) -> RawClient {
+        RawClient::connect_to(server.address())
+    }
+
+    fn connect_to(address: &Address) -> RawClient {
         let limit = Some(Duration::from_secs(20));
-        let (stream, sender): (Box<dyn Read + Send>, Box<dyn Write + Send>) = match server.address()
-        {
+        let (stream, sender): (Box<dyn Read + Send>, Box<dyn Write + Send>) = match address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).unwrap();
                 stream.set_read_timeout(limit).unwrap();
@@ -59,7 +62,12 @@ impl RawClient {
 
     /// Connects and goes through the handshake.
     pub fn transmitting(server: &NbdServer, structured: bool) -> RawClient {
-        let mut client = RawClient::connect(server);
+        RawClient::transmitting_at(server.address(), structured)
+    }
+
+    /// The same where the server is known by its address alone.
+    pub fn transmitting_at(address: &Address, structured: bool) -> RawClient {
+        let mut client = RawClient::connect_to(address);
         client.send(&3u32.to_be_bytes());
         if structured {
             client.option(8, &[]);

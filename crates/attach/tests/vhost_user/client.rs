@@ -4,11 +4,12 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
@@ -136,6 +137,23 @@ impl Guest {
         }
         self.frontend = Some(frontend);
         Ok(())
+    }
+
+    /// Writes into the in-flight region, as a front end that keeps it may.
+    pub fn put_inflight(&self, at: u64, bytes: &[u8]) {
+        let (_, file) = self.inflight.as_ref().unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+
+    /// Takes a file for the in-flight region that no server has made.
+    pub fn give_inflight(&mut self, len: u64, claimed_len: u64, is_sealed: bool) {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create("inflight", flags).unwrap());
+        file.set_len(len).unwrap();
+        if is_sealed {
+            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        }
+        self.inflight = Some((VhostUserInflight::new(claimed_len, 0, 1, QUEUE_SIZE), file));
     }
 
     /// What the disk says of itself.

@@ -20,18 +20,7 @@ pub(super) async fn set(
     set: &BootSetRecord,
 ) -> Result<(), Failure> {
     leases::require_alive(connection, lease, now, SET).await?;
-    let revision = roots::next_revision(connection).await?;
-    let mut of_content = 0;
-    for table in ["version", "hold"] {
-        let query = format!("UPDATE {table} SET revision = ?2 WHERE content = ?1");
-        let touched = sqlx::query(sqlx::AssertSqlSafe(query))
-            .bind(set.content.as_bytes().as_slice())
-            .bind(revision)
-            .execute(&mut *connection)
-            .await?;
-        of_content += touched.rows_affected();
-    }
-    if of_content == 0 {
+    if roots::touch(connection, set.content).await? == 0 {
         return Err(Error::new(Kind::NotFound, SET, set.content.to_string())
             .because("no version has this content any more")
             .into());

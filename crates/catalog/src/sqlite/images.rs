@@ -8,8 +8,9 @@ use model::{ImageName, Result, TagName, VersionId, VersionNumber};
 use sqlx::{Row, SqliteConnection};
 
 use super::failure::Failure;
+use super::roots;
+use super::versions;
 use super::versions::{damaged, image_name, image_not_found, labels, version_number};
-use super::{boot_sets, versions};
 use crate::records::{ImageFilter, ImageRecord};
 
 /// Everything of every image, a row for each; `?1` is true where the versions' origins are wanted.
@@ -117,7 +118,7 @@ pub(super) async fn remove(
             .bind(id)
             .fetch_all(&mut *connection)
             .await?;
-    boot_sets::forget_unused(connection).await?;
+    roots::forget_unused(connection).await?;
     removed.sort_unstable();
     let versions = removed
         .into_iter()

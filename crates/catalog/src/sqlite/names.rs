@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use env::Timestamp;
 use model::name::LabelKey;
 use model::{
-    ContentDigest, Error, Kind, LayoutDigest, NamedHold, NamedImage, NamedVersion, Names, Result,
-    TagName, VersionId,
+    ContentDigest, Error, Kind, LayoutDigest, NamedDocument, NamedHold, NamedImage, NamedVersion,
+    Names, Result, TagName, VersionId,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::connections::integer;
+use super::documents;
 use super::failure::Failure;
 use super::versions::{
     damaged, digest, image_name, kind_from_number, number_of_kind, version_number,
 };
+use crate::records::DocumentRecord;
 
 const RESTORE: &str = "restore the names to";
 
@@ -67,7 +69,9 @@ async fn read(connection: &mut SqliteConnection, now: Timestamp) -> Result<Names
         })
     };
     let images = images.into_iter().map(image).collect::<sqlx::Result<_>>()?;
-    Ok(Names { images, holds: holds(connection, now).await? })
+    let holds = holds(connection, now).await?;
+    let documents = documents::all(connection).await?.into_iter().map(named_document).collect();
+    Ok(Names { images, holds, documents })
 }
 
 fn version(row: &SqliteRow) -> sqlx::Result<NamedVersion> {
@@ -109,6 +113,11 @@ async fn holds(
     Ok(holds.into_iter().map(named).collect())
 }
 
+fn named_document(document: DocumentRecord) -> NamedDocument {
+    let DocumentRecord { content, name, digest } = document;
+    NamedDocument { content, name, digest }
+}
+
 /// Puts names into a catalog that has none.
 pub(super) async fn restore(
     connection: &mut SqliteConnection,
@@ -141,6 +150,10 @@ pub(super) async fn restore(
         .bind(hold.expires_micros)
         .execute(&mut *connection)
         .await?;
+    }
+    for NamedDocument { content, name, digest } in &names.documents {
+        let document = DocumentRecord { content: *content, name: name.clone(), digest: *digest };
+        documents::put(connection, &document).await?;
     }
     Ok(())
 }

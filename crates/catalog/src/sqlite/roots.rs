@@ -10,9 +10,9 @@ use model::{
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row, SqliteConnection};
 
-use super::boot_sets;
 use super::failure::Failure;
 use super::versions::{damaged, digest, find, version_number};
+use super::{boot_sets, documents};
 use crate::records::{EntryDigest, HoldRecord, Revision, Root, VersionRecord};
 
 /// The revision of the change that is being made.
@@ -37,7 +37,9 @@ pub(super) async fn after(
             SELECT image, number, holder, content, layout, NULL, revision
               FROM hold WHERE revision > ?1)
         SELECT *, (SELECT group_concat(hex(b.digest), ' ') FROM boot_set b
-                    WHERE b.content = root.content) AS boot_sets
+                    WHERE b.content = root.content) AS boot_sets,
+                  (SELECT group_concat(hex(d.digest), ' ') FROM document d
+                    WHERE d.content = root.content) AS documents
           FROM root
          WHERE revision <= coalesce(
                    (SELECT revision FROM root ORDER BY revision LIMIT 1 OFFSET ?2),
@@ -125,7 +127,32 @@ pub(super) async fn release(
         .bind(holder)
         .execute(&mut *connection)
         .await?;
-    boot_sets::forget_unused(connection).await
+    forget_unused(connection).await
+}
+
+/// Forgets what is kept for the sake of contents that neither a version nor a hold has.
+pub(super) async fn forget_unused(connection: &mut SqliteConnection) -> Result<(), Failure> {
+    boot_sets::forget_unused(&mut *connection).await?;
+    documents::forget_unused(connection).await
+}
+
+/// Makes the roots of a content roots anew: what they keep has changed. Returns how many there are.
+pub(super) async fn touch(
+    connection: &mut SqliteConnection,
+    content: ContentDigest,
+) -> Result<u64, Failure> {
+    let revision = next_revision(connection).await?;
+    let mut of_content = 0;
+    for table in ["version", "hold"] {
+        let query = format!("UPDATE {table} SET revision = ?2 WHERE content = ?1");
+        let touched = sqlx::query(sqlx::AssertSqlSafe(query))
+            .bind(content.as_bytes().as_slice())
+            .bind(revision)
+            .execute(&mut *connection)
+            .await?;
+        of_content += touched.rows_affected();
+    }
+    Ok(of_content)
 }
 
 /// The holds that have not expired. Expired ones stay roots until they are forgotten.
@@ -169,6 +196,7 @@ impl FromRow<'_, SqliteRow> for Root {
             layout: LayoutDigest(digest(row.try_get("layout")?)?),
             record: record.map(|bytes| digest(&bytes)).transpose()?,
             boot_sets: digests(row.try_get("boot_sets")?)?,
+            documents: digests(row.try_get("documents")?)?,
             revision: Revision(row.try_get("revision")?),
         })
     }

@@ -7,7 +7,7 @@ use super::connections::Connections;
 use super::failure::Failure;
 
 /// The format that this code reads and writes: SQLite's `user_version`.
-pub(super) const FORMAT: i64 = 2;
+pub(super) const FORMAT: i64 = 3;
 
 /// SQLite's `application_id`: `lard` in ASCII.
 pub(super) const APPLICATION_ID: i64 = 0x6c61_7264;

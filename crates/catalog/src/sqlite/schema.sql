@@ -1,4 +1,4 @@
--- The tables of the catalog, format 2. Explained in docs/formats/catalog.md.
+-- The tables of the catalog, format 3. Explained in docs/formats/catalog.md.
 -- What this file makes is compared with a checked-in copy: change it together with the format number.
 
 CREATE TABLE realm (
@@ -49,6 +49,13 @@ CREATE TABLE boot_set (
     name TEXT NOT NULL,
     digest BLOB NOT NULL,
     boots INTEGER NOT NULL,
+    PRIMARY KEY (content, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE document (
+    content BLOB NOT NULL,
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,
     PRIMARY KEY (content, name)
 ) STRICT, WITHOUT ROWID;
 

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
 use super::failure::Failure;
-use super::{boot_sets, near};
+use super::{near, roots};
 use crate::records::{VersionFacts, VersionRecord};
 
 /// Everything of a version in one row; the condition comes after.
@@ -160,7 +160,7 @@ pub(super) async fn remove(
     .bind(image)
     .execute(&mut *connection)
     .await?;
-    boot_sets::forget_unused(connection).await
+    roots::forget_unused(connection).await
 }
 
 /// Checks that no machine stands on a version, but for those of an image that goes with it.

@@ -74,6 +74,7 @@ impl HostRun {
         // From here on a signal ends it as it should.
         let mut waiter = Waiter::new()?;
         let repo = context.repo.path.clone();
+        let trusted = context.trusted()?;
         let repository = std::path::absolute(&repo)
             .map_err(|error| Error::io("open the repository", repo.display().to_string(), error))?;
         context.refuse_urls()?;
@@ -81,7 +82,7 @@ impl HostRun {
             file_system: Arc::new(RealFileSystem),
             state: state_folder(context),
             repository: repository.clone(),
-            open_repository: Box::new(move || open_repository(&repository)),
+            open_repository: Box::new(move || Ok(open_repository(&repository)?.trusting(&trusted))),
         })?;
         let scrape = self
             .metrics

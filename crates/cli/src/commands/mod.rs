@@ -14,6 +14,7 @@ mod export;
 mod guests;
 mod host;
 mod import;
+mod key;
 mod label;
 mod length;
 mod list;
@@ -27,11 +28,14 @@ mod run;
 mod scrub;
 mod settings;
 mod show;
+mod sign;
 mod stats;
 mod stream;
 mod suspend;
 mod tag;
 mod write;
+
+pub use sign::read_key;
 
 use clap::Subcommand;
 use model::Result;
@@ -55,6 +59,9 @@ pub enum Command {
     Tag(tag::Tag),
     Clone(clone::Clone),
     Remove(remove::Remove),
+    Key(key::Key),
+    Sign(sign::Sign),
+    Verify(sign::Verify),
     Attach(attach::Attach),
     Detach(detach::Detach),
     Mirrors(mirrors::Mirrors),
@@ -100,6 +107,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Tag(command) => command.run(&context),
         Command::Clone(command) => command.run(&context),
         Command::Remove(command) => command.run(&context),
+        Command::Key(command) => command.run(&context),
+        Command::Sign(command) => command.run(&context),
+        Command::Verify(command) => command.run(&context),
         Command::Attach(command) => command.run(&context),
         Command::Detach(command) => command.run(&context),
         Command::Mirrors(command) => command.run(&context),

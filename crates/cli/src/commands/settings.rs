@@ -29,6 +29,7 @@ impl Settings {
             });
             return print_json(&json!({
                 "settings": serde_json::Map::from_iter(named),
+                "require_signature_by": context.require_signature_by,
                 "file": context.settings_file,
             }));
         }
@@ -38,6 +39,10 @@ impl Settings {
                 vec![name.to_string(), setting.path.display().to_string(), setting.origin.into()]
             })
             .collect();
+        for key in &context.require_signature_by {
+            let name = "require_signature_by".to_string();
+            rows.push(vec![name, key.clone(), "settings file".into()]);
+        }
         rows.push(vec![
             "(file)".into(),
             context.settings_file.display().to_string(),

@@ -1,24 +1,36 @@
 use model::{BLOCK_LEN, Reference, Result};
+use repository::signing::SIGNATURE_PREFIX;
 use serde_json::json;
 
 use crate::arguments::Format;
 use crate::context::Context;
-use crate::output::{human_len, print_facts, print_json};
+use crate::output::{human_len, print_facts, print_json, print_line};
 
 /// Show one version: what it is, where it came from, what it is called.
 #[derive(Debug, clap::Args)]
 pub struct Show {
     /// The version.
     reference: Reference,
+    /// Print its description: the text that signatures sign.
+    #[arg(long)]
+    description: bool,
 }
 
 impl Show {
     pub fn run(self, context: &Context) -> Result<()> {
         let repository = context.repository()?;
         let version = repository.catalog().version(&self.reference)?;
+        if self.description {
+            return print_line(repository.description(&version)?.trim_end());
+        }
         let facts = &version.facts;
+        let documents = repository.catalog().documents(facts.content)?;
+        let signed_by: Vec<&str> = documents
+            .iter()
+            .filter_map(|document| document.name.strip_prefix(SIGNATURE_PREFIX))
+            .collect();
         let data_len = facts.data_len.min(facts.length.next_multiple_of(BLOCK_LEN as u64));
-        let kind = format!("{:?}", facts.kind).to_lowercase();
+        let kind = facts.kind.word();
         if context.format == Format::Json {
             let labels: serde_json::Map<_, _> =
                 version.labels.iter().map(|(key, value)| (key.to_string(), json!(value))).collect();
@@ -36,6 +48,7 @@ impl Show {
                 "created": version.created.to_rfc3339(),
                 "tags": version.tags,
                 "labels": labels,
+                "signed_by": signed_by,
                 "attach_count": version.attach_count,
             }));
         }
@@ -44,7 +57,7 @@ impl Show {
         print_facts(&[
             ("version", version.id.to_string()),
             ("latest", version.latest.to_string()),
-            ("kind", kind),
+            ("kind", kind.to_string()),
             ("digest", facts.content.to_string()),
             ("length", human_len(facts.length)),
             ("data", human_len(data_len)),
@@ -53,6 +66,7 @@ impl Show {
             ("created", version.created.to_rfc3339()),
             ("tags", joined(version.tags.iter().map(ToString::to_string).collect())),
             ("labels", joined(version.labels.iter().map(|(k, v)| format!("{k}={v}")).collect())),
+            ("signed by", joined(signed_by.iter().map(ToString::to_string).collect())),
             ("attached", format!("{} times", version.attach_count)),
         ])
     }

@@ -230,3 +230,16 @@ fn a_crowd_attaches_at_once_and_all_are_noted() {
     }
     daemon.stop();
 }
+
+#[test]
+fn the_unit_is_one_that_systemd_understands() {
+    let larder = Larder::new();
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../contrib/larder-host.service");
+    let text = std::fs::read_to_string(unit).unwrap();
+    // It looks for the program too.
+    let text = text.replace("/usr/local/bin/larder", env!("CARGO_BIN_EXE_larder"));
+    assert!(text.contains("Type=notify"));
+    larder.write("larder-host.service", text.as_bytes());
+    let said = larder.shell("systemd-analyze verify --man=no ./larder-host.service");
+    assert_eq!(said, "");
+}

@@ -157,6 +157,12 @@ fn a_guest_is_told_of_a_full_state_disk_and_loses_nothing_that_was_flushed() {
     bytes[refused_at..refused_at + STEP].fill(3);
     client.flush();
     assert!(client.read_all() == bytes);
+    let uri = served.uri().to_string();
+    larder.shell(&format!(
+        "fio --name=verify --ioengine=nbd --uri='{uri}' --rw=randwrite --bsrange=512-16k \
+         --bs_unaligned=0 --iodepth=8 --size=4m --fsync=32 --verify=crc32c --verify_fatal=1"
+    ));
+    bytes = client.read_all();
     served.kill();
     let served = larder.attach("web --mirror m --nbd ./s");
     assert!(NbdClient::connect(&larder.path("s"), "m").read_all() == bytes);

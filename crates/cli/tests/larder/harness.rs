@@ -55,7 +55,11 @@ impl Larder {
 
     /// The command for a line of words.
     pub fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_larder")), line)
+    }
+
+    fn command_of(&self, program: &Path, line: &str) -> Command {
+        let mut command = Command::new(program);
         command.args(line.split_whitespace()).current_dir(self.folder.path());
         for variable in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "LARDER_LOG"] {
             command.env_remove(variable);
@@ -149,8 +153,15 @@ impl Larder {
 
     /// Starts this host's daemon and waits until it serves what it served before.
     pub fn daemon(&self, line: &str) -> HostDaemon {
+        self.daemon_of(Path::new(env!("CARGO_BIN_EXE_larder")), line, &[])
+    }
+
+    /// The same with a larder elsewhere, and variables of the environment.
+    pub fn daemon_of(&self, program: &Path, line: &str, variables: &[(&str, &str)]) -> HostDaemon {
         let log = self.path(format!("daemon-{}.log", unique()));
-        let mut command = self.command(&format!("host run {line} --format json --log json"));
+        let line = format!("host run {line} --format json --log json");
+        let mut command = self.command_of(program, &line);
+        command.envs(variables.iter().copied());
         let mut child =
             command.stdout(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
         let mut ready = String::new();

@@ -13,9 +13,11 @@
 //! | [`daemon`] | `larder host run`, and what goes through it |
 //! | [`outages`] | a repository that goes away and comes back |
 //! | [`soak`] | `fio --verify` while daemons are killed and the repository goes away |
+//! | [`linux_guest`] | the same inside of a Linux guest, at the vhost-user and NBD doors |
 //! | [`survival`] | `kill -9` of attach, import and commit |
 //! | [`collects`] | bytes given back, beside others and after kills |
 //! | [`random_lives`] | a mirror beside a vector of bytes |
+//! | [`signatures`] | keys, signatures, hosts that ask for them |
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
@@ -37,6 +39,7 @@ mod doors;
 mod every_step;
 mod full_disks;
 mod guests;
+mod linux_guest;
 mod machines;
 mod many_images;
 mod memory;
@@ -44,6 +47,7 @@ mod outages;
 mod random_lives;
 mod round_trips;
 mod scrubs;
+mod signatures;
 mod soak;
 mod survival;
 mod texts;

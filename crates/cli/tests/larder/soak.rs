@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The guest's side of a real virtual machine is QEMU's block layer; here it runs alone, so that a
-//! real program can verify at full speed what a guest would see. `LARDER_SOAK_SECONDS` says for how
-//! long each disturbance lasts; `cargo xtask soak survival` sets it to ten minutes.
+//! real program can verify at full speed what a guest would see; a whole Linux is in `linux_guest`.
+//! `LARDER_SOAK_SECONDS` and `LARDER_SOAK_OUTAGE_SECONDS` say how long all of it takes, and for how
+//! long of that the repository is away; `cargo xtask soak survival` sets both.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -23,26 +24,40 @@ use crate::nbd_client::NbdClient;
 
 const CHUNK: usize = 256 << 10;
 
-/// How large and how long a run is.
-struct Scale {
-    /// Bytes of the disk; fio works on the first half, the reader fetches the second.
-    len: usize,
-    /// How long each kind of disturbance goes on.
-    each: Duration,
+/// How long a run is.
+pub struct Times {
+    /// For how long daemons are killed; upgrades take as long again.
+    pub each: Duration,
     /// Kills, and upgrades, in that time.
-    times: u32,
+    pub count: u32,
+    /// For how long the repository is away.
+    pub outage: Duration,
+    is_long: bool,
 }
 
-impl Scale {
-    fn asked_for() -> Scale {
-        let seconds = std::env::var("LARDER_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
-        match seconds {
-            Some(seconds) => {
-                let each = Duration::from_secs(seconds);
-                Scale { len: 256 << 20, each, times: 60 }
-            }
-            None => Scale { len: 16 << 20, each: Duration::from_millis(600), times: 3 },
-        }
+/// From one kill to the next in a long run.
+const KILLS_APART: Duration = Duration::from_secs(5);
+
+impl Times {
+    /// What is asked for, or what is given.
+    pub fn asked_for(each: Duration, count: u32, outage: Duration) -> Times {
+        let seconds = |name| {
+            let text = std::env::var(name).ok()?;
+            Some(Duration::from_secs(text.parse().expect("a number of seconds")))
+        };
+        let Some(all) = seconds("LARDER_SOAK_SECONDS") else {
+            return Times { each, count, outage, is_long: false };
+        };
+        let outage = seconds("LARDER_SOAK_OUTAGE_SECONDS").unwrap_or(all / 3);
+        // Shorter outages follow the long one.
+        let each = all.saturating_sub(outage * 12 / 10) / 2;
+        let count = (each.as_secs() / KILLS_APART.as_secs()).max(1) as u32;
+        Times { each, count, outage, is_long: true }
+    }
+
+    /// Bytes of the disk; fio works on the first half, the reader fetches the second.
+    fn len(&self) -> usize {
+        if self.is_long { 256 << 20 } else { 16 << 20 }
     }
 }
 
@@ -206,9 +221,10 @@ fn start_qemu(larder: &Larder) -> Process {
 
 #[test]
 fn guests_stall_and_go_on_without_a_wrong_byte_when_daemons_die_and_the_repository_goes_away() {
-    let scale = Scale::asked_for();
+    let brief = Duration::from_millis(600);
+    let times = Times::asked_for(brief, 3, brief);
     let larder = Larder::new();
-    let bytes = Random::new(41).bytes(scale.len);
+    let bytes = Random::new(41).bytes(times.len());
     larder.write("disk.raw", &bytes);
     larder.json("import disk.raw disk");
     let daemon = larder.daemon("--metrics ./metrics");
@@ -243,17 +259,17 @@ fn guests_stall_and_go_on_without_a_wrong_byte_when_daemons_die_and_the_reposito
             daemon,
             longest_stall,
         };
-        let pause = scale.each / scale.times;
-        for _ in 0..scale.times {
+        let pause = times.each / times.count;
+        for _ in 0..times.count {
             disturbance.pass(pause / 2);
             disturbance.kill(pause / 2);
         }
-        for _ in 0..scale.times {
+        for _ in 0..times.count {
             disturbance.pass(pause);
             disturbance.upgrade();
         }
-        disturbance.lose_repository(scale.each, false);
-        disturbance.lose_repository(scale.each / 10, true);
+        disturbance.lose_repository(times.outage, false);
+        disturbance.lose_repository(times.outage / 10, true);
         load.is_over.store(true, Ordering::SeqCst);
         verifier.join().unwrap();
         disturbance.pass(Duration::ZERO);
@@ -262,15 +278,15 @@ fn guests_stall_and_go_on_without_a_wrong_byte_when_daemons_die_and_the_reposito
             (load.passes.load(Ordering::SeqCst), load.chunks.load(Ordering::SeqCst));
         assert!(passes > 0);
         // For the report of a long run.
-        let kills = scale.times + 1;
-        let upgrades = scale.times;
+        let kills = times.count + 1;
+        let upgrades = times.count;
         let _shown = writeln!(
             std::io::stderr(),
             "kills {kills}, upgrades {upgrades}, outages 2 of {:?} and {:?}; verified passes of \
              {} MiB {passes}, chunks fetched {chunks}, longest way back {stall:?}",
-            scale.each,
-            scale.each / 10,
-            scale.len >> 21,
+            times.outage,
+            times.outage / 10,
+            times.len() >> 21,
         );
         drop(disturbance);
         reader.join().unwrap();
@@ -279,8 +295,8 @@ fn guests_stall_and_go_on_without_a_wrong_byte_when_daemons_die_and_the_reposito
     // Nobody has written to the second half: it is what was imported.
     let daemon = larder.daemon("");
     let mut client = NbdClient::connect(&larder.path("m.sock"), "m");
-    let half = scale.len / 2;
-    for offset in (half..scale.len).step_by(CHUNK) {
+    let half = times.len() / 2;
+    for offset in (half..times.len()).step_by(CHUNK) {
         assert!(client.read(offset as u64, CHUNK) == bytes[offset..offset + CHUNK]);
     }
     daemon.stop();

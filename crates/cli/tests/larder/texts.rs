@@ -34,6 +34,9 @@ const COMMANDS: &[&str] = &[
     "read",
     "list",
     "show",
+    "key",
+    "sign",
+    "verify",
     "label",
     "tag",
     "clone",
@@ -73,6 +76,7 @@ fn the_help_of_every_command_is_as_it_was_read() {
         assert!(top.contains(&format!("\n  {command} ")), "{command} is not in the help");
     }
     check("help/host-run.txt", &help("host run --help"));
+    check("help/key-generate.txt", &help("key generate --help"));
     let listed = top.lines().skip_while(|line| *line != "Commands:").skip(1);
     assert_eq!(listed.take_while(|line| !line.is_empty()).count(), COMMANDS.len(), "{top}");
     let described = |pages: &str| larder.path(pages).join("larder-commit.1").exists();

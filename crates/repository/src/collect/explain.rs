@@ -120,6 +120,7 @@ impl Repository {
                 Ok(EntryKind::Manifest) => "a manifest",
                 Ok(EntryKind::Record) => "a record of a publication",
                 Ok(EntryKind::BootSet) => "a working set",
+                Ok(EntryKind::Document) => "a document",
                 Ok(EntryKind::BootPiece) => "blocks of a working set",
                 Err(_) => "of an unknown kind",
             },
@@ -151,7 +152,10 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn in_root(&mut self, root: &Root) -> Result<Option<Ranges>> {
-        if root.record == Some(self.digest) || self.in_boot_sets(root)? {
+        if root.record == Some(self.digest)
+            || root.documents.contains(&self.digest)
+            || self.in_boot_sets(root)?
+        {
             return Ok(Some(Vec::new()));
         }
         if let Some(known) = self.layouts.get(&root.layout) {

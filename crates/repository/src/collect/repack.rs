@@ -220,7 +220,8 @@ fn verify(entry: &PackEntry, stored: &[u8]) -> Result<()> {
         | EntryKind::Manifest
         | EntryKind::Record
         | EntryKind::BootSet
-        | EntryKind::BootPiece => *blake3::hash(&plain).as_bytes(),
+        | EntryKind::BootPiece
+        | EntryKind::Document => *blake3::hash(&plain).as_bytes(),
     };
     match digest == entry.digest {
         true => Ok(()),

@@ -3,7 +3,7 @@
 //! ```text
 //! roots, page by page, by revision ─┬─► manifest ─► leaves
 //!                                   │      └──────► segment maps ─► chunks
-//!                                   └─► record; working sets ─► their pieces
+//!                                   └─► record; documents; working sets ─► their pieces
 //! ```
 //!
 //! A layout or map that many versions share is read once, as far as memory for what was seen goes.
@@ -39,7 +39,7 @@ const NAMED_MAX: usize = 5;
 
 /// What a walk meets. Either method may stop it.
 pub(super) trait Visitor {
-    /// A manifest, a leaf of one, a map, a record, a working set: something is referred to as a whole.
+    /// A manifest, a leaf of one, a map, a record, a document, a working set: something is referred to as a whole.
     fn entry(&mut self, digest: &EntryDigest) -> ControlFlow<()>;
 
     /// A map, with the segment that it is of.
@@ -102,9 +102,8 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn root(&mut self, root: &Root) -> Result<ControlFlow<()>> {
-        if let Some(record) = &root.record
-            && self.visitor.entry(record).is_break()
-        {
+        let mut told = root.record.iter().chain(&root.documents);
+        if told.try_for_each(|entry| self.visitor.entry(entry)).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         for set in &root.boot_sets {

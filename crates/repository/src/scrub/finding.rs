@@ -193,5 +193,6 @@ pub fn kind_word(kind: Option<EntryKind>) -> &'static str {
         Some(EntryKind::Record) => "record",
         Some(EntryKind::BootSet) => "boot working set",
         Some(EntryKind::BootPiece) => "boot piece",
+        Some(EntryKind::Document) => "document",
     }
 }

@@ -84,6 +84,7 @@ pub struct Rebuilt {
 struct Told {
     records: Vec<(EntryDigest, PublicationRecord)>,
     manifests: Vec<LayoutDigest>,
+    documents: HashSet<EntryDigest>,
 }
 
 /// Makes the catalog of the repository in a folder anew.
@@ -242,6 +243,9 @@ impl Rebuild<'_> {
                 }
             }
         }
+        let documents = std::mem::take(&mut names.documents).into_iter();
+        names.documents =
+            documents.filter(|document| told.documents.contains(&document.digest)).collect();
         let records = told.records.into_iter().filter(|(digest, _)| !known.contains(digest));
         let young = young_records(&names, rebuilt.exported_micros, records.collect());
         self.add_young(&mut names, young, &mut layouts, rebuilt)?;
@@ -310,6 +314,7 @@ fn listen(packs: &dyn PackStore, name: &PackName, index: &PackIndex, told: &mut 
     for entry in index.entries() {
         match entry.kind {
             EntryKind::Manifest => told.manifests.push(LayoutDigest(entry.digest)),
+            EntryKind::Document => drop(told.documents.insert(entry.digest)),
             EntryKind::Record => {
                 let stored = packs.read(name, entry.offset, entry.stored_len as usize);
                 let record = stored
@@ -500,7 +505,7 @@ mod tests {
             versions: Vec::new(),
         };
         let images = exported.map(|_| image).into_iter().collect();
-        let names = Names { images, holds: Vec::new() };
+        let names = Names { images, ..Names::default() };
         let records = records
             .iter()
             .map(|&(number, content, created)| record("web", number, content, created));

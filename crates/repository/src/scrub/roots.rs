@@ -54,6 +54,9 @@ impl Scrub<'_> {
         if let Some(record) = root.record {
             self.is_there(record, EntryKind::Record, root)?;
         }
+        for document in &root.documents {
+            self.is_there(*document, EntryKind::Document, root)?;
+        }
         let manifest = match self.chunks.manifest_root(root.layout) {
             Ok(manifest) => manifest,
             Err(error) => {
