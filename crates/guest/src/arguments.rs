@@ -198,34 +198,7 @@ impl Line {
 
     fn drive(&mut self, index: usize, drive: &Drive, place: &str) -> Result<()> {
         let name = format!("drive{index}");
-        let node = match drive {
-            Drive::NbdUnix { socket, export, read_only } => json!({
-                "driver": "nbd",
-                "node-name": name,
-                "server": { "type": "unix", "path": text(socket)? },
-                "export": export,
-                "read-only": read_only,
-                "discard": "unmap",
-                "detect-zeroes": "off",
-                "reconnect-delay": RECONNECT_SECONDS,
-            }),
-            Drive::File { path, read_only } => json!({
-                "driver": "raw",
-                "node-name": name,
-                "read-only": read_only,
-                "discard": "unmap",
-                "detect-zeroes": "off",
-                "file": file_node("file", path, *read_only)?,
-            }),
-            Drive::BlockDevice { path, read_only } => json!({
-                "driver": "raw",
-                "node-name": name,
-                "read-only": read_only,
-                "discard": "unmap",
-                "detect-zeroes": "off",
-                "file": file_node("host_device", path, *read_only)?,
-            }),
-        };
+        let node = drive_node(&name, drive)?;
         self.option("-blockdev", node.to_string());
         self.option(
             "-device",
@@ -259,6 +232,38 @@ impl Line {
         self.option("-serial", "chardev:console");
         Ok(())
     }
+}
+
+/// The block node of a drive, under a name, in QEMU's words.
+pub(crate) fn drive_node(name: &str, drive: &Drive) -> Result<Value> {
+    Ok(match drive {
+        Drive::NbdUnix { socket, export, read_only } => json!({
+            "driver": "nbd",
+            "node-name": name,
+            "server": { "type": "unix", "path": text(socket)? },
+            "export": export,
+            "read-only": read_only,
+            "discard": "unmap",
+            "detect-zeroes": "off",
+            "reconnect-delay": RECONNECT_SECONDS,
+        }),
+        Drive::File { path, read_only } => json!({
+            "driver": "raw",
+            "node-name": name,
+            "read-only": read_only,
+            "discard": "unmap",
+            "detect-zeroes": "off",
+            "file": file_node("file", path, *read_only)?,
+        }),
+        Drive::BlockDevice { path, read_only } => json!({
+            "driver": "raw",
+            "node-name": name,
+            "read-only": read_only,
+            "discard": "unmap",
+            "detect-zeroes": "off",
+            "file": file_node("host_device", path, *read_only)?,
+        }),
+    })
 }
 
 /// The node under a raw one: `driver` is QEMU's word for where the bytes are.

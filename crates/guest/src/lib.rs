@@ -14,6 +14,9 @@
 //! | [`guest`](mod@guest) | a running QEMU: started, waited for, powered down, killed |
 //! | [`qmp`] | QEMU's control channel: commands, replies, events |
 //! | [`console`] | a console that a program reads and types on |
+//! | [`helper`] | the helper in the guest: installed into a disk, spoken to over a port |
+//! | [`identity`] | what makes one copy of a machine another: given, and confirmed by the guest |
+//! | [`growth`] | processors, memory, disks and network cards for a guest that runs |
 //! | [`screen`] | the text in what a console sends: escape sequences taken out |
 //!
 //! **Not here**: mirrors and doors (a guest is given a socket or a file), seeds, baked machines.
@@ -22,7 +25,10 @@ pub mod accelerator;
 pub mod arguments;
 pub mod config;
 pub mod console;
+pub mod growth;
 pub mod guest;
+pub mod helper;
+pub mod identity;
 pub mod qmp;
 pub mod screen;
 
@@ -30,4 +36,6 @@ pub use accelerator::{Accelerator, pick_accelerator};
 pub use config::{Console, Drive, Growth, GuestConfig, MemoryFile, Network};
 pub use console::{ScriptedConsole, Seen};
 pub use guest::Guest;
+pub use helper::Helper;
+pub use identity::Identity;
 pub use qmp::{Event, Qmp};
