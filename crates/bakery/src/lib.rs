@@ -19,6 +19,7 @@
 //! | [`memory`] | the file whose pages a resumed guest maps |
 //! | [`working_set`] | what a resume needs: noted once, brought ever after |
 //! | [`console`] | the console of a resumed guest: asked, then handed on |
+//! | [`helper`] | the helper gets into a disk that is about to be baked |
 //! | [`disks`] | who serves the disks of guests |
 //!
 //! **Invariants**
@@ -34,6 +35,7 @@ pub mod bake;
 pub mod compatibility;
 pub mod console;
 pub mod disks;
+pub mod helper;
 pub mod machine_file;
 pub mod memory;
 pub mod monitor;

@@ -36,6 +36,15 @@ pub fn path_of(descriptor: &Arc<OwnedFd>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
+/// How a machine came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Baked or suspended.
+    pub origin: MachineOrigin,
+    /// Whether Larder's helper runs in the guest.
+    pub has_helper: bool,
+}
+
 /// A machine that is being made.
 pub struct MachineFile {
     file: Arc<OwnedFd>,
@@ -128,11 +137,12 @@ impl MachineFile {
     /// `Bug` where no state was written; `Invalid` where what the monitor says cannot be kept.
     pub fn finish(
         &self,
-        origin: MachineOrigin,
+        made: Made,
         shape: MachineShape,
         monitor: MonitorFacts,
         disk: ContentDigest,
     ) -> Result<MachineRecord> {
+        let Made { origin, has_helper } = made;
         let failed = |error| Error::io("write", "the machine's record", error);
         let file = self.open()?;
         let offset = state_offset(self.memory_len);
@@ -146,7 +156,7 @@ impl MachineFile {
         }
         let digest = hash(&file, offset, len).map_err(failed)?;
         let state = StateRegion { offset, len, digest };
-        let record = MachineRecord { origin, shape, state, disk, monitor };
+        let record = MachineRecord { origin, has_helper, shape, state, disk, monitor };
         let bytes = encode_machine(&record).map_err(|error| {
             Error::new(Kind::Invalid, "write", "the machine's record").caused_by(error)
         })?;
@@ -297,7 +307,8 @@ mod tests {
         copy.open().unwrap().read_exact_at(&mut copied, 4096).unwrap();
         assert_eq!(&copied, b"memory");
         let finish = |disk| {
-            machine.finish(MachineOrigin::Baked, shape, monitor.clone(), ContentDigest([disk; 32]))
+            let made = Made { origin: MachineOrigin::Baked, has_helper: true };
+            machine.finish(made, shape, monitor.clone(), ContentDigest([disk; 32]))
         };
         let first = finish(1).unwrap();
         let record = finish(2).unwrap();

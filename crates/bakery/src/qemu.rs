@@ -19,7 +19,11 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use guest::{Accelerator, Console, Drive, Growth, Guest, GuestConfig, MemoryFile, Network, Qmp};
+use env::SystemEntropy;
+use guest::growth::{self, Grown, MacAddress, Wanted};
+use guest::{
+    Accelerator, Console, Drive, Growth, Guest, GuestConfig, Helper, MemoryFile, Network, Qmp,
+};
 use model::machine::{MachineShape, MonitorFacts};
 use model::{Error, Kind, Result};
 use serde_json::json;
@@ -232,6 +236,10 @@ impl LiveGuest for QemuGuest {
         self.guest.take_helper()
     }
 
+    fn take_guest_agent(&mut self) -> Option<UnixStream> {
+        self.guest.take_guest_agent()
+    }
+
     fn give_back_free_memory(&self) -> Result<u64> {
         match self.config.has_balloon {
             true => balloon::empty(self.guest.qmp(), self.config.memory_mib << 20),
@@ -245,6 +253,15 @@ impl LiveGuest for QemuGuest {
 
     fn go_on(&self) -> Result<()> {
         self.guest.qmp().cont()
+    }
+
+    fn grow(&self, helper: &mut Helper, wanted: Wanted, limit: Duration) -> Result<Grown> {
+        growth::grow(self.guest.qmp(), helper, wanted, limit)
+    }
+
+    fn add_network(&self) -> Result<MacAddress> {
+        let address = MacAddress::random(&SystemEntropy);
+        growth::add_network(self.guest.qmp(), address).map(|_| address)
     }
 
     fn save(&self, state: OwnedFd) -> Result<MonitorFacts> {

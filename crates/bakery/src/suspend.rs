@@ -22,7 +22,7 @@ use model::progress::{Cancel, Silent};
 use model::{ImageName, Result, TagName};
 use repository::{MachineRequest, PublishedMachine, Repository};
 
-use crate::machine_file::MachineFile;
+use crate::machine_file::{MachineFile, Made};
 use crate::monitor::LiveGuest;
 
 /// A guest that can be suspended.
@@ -33,6 +33,8 @@ pub struct Suspendable<'a> {
     pub memory: &'a Arc<OwnedFd>,
     /// Processors and memory.
     pub shape: MachineShape,
+    /// Whether Larder's helper runs in it.
+    pub has_helper: bool,
     /// The mirror of its disk, which this process owns.
     pub mirror: &'a Arc<Mirror>,
 }
@@ -58,7 +60,7 @@ pub fn suspend(
     image: &ImageName,
     tag: Option<TagName>,
 ) -> Result<Suspended> {
-    let Suspendable { guest, memory, shape, mirror } = running;
+    let Suspendable { guest, memory, shape, has_helper, mirror } = running;
     // What is flushed before need not be flushed in the pause.
     mirror.flush()?;
     let began = Instant::now();
@@ -77,8 +79,9 @@ pub fn suspend(
         cancel: &Cancel::new(),
     };
     let mut state_len = 0;
+    let made = Made { origin: MachineOrigin::Suspended, has_helper: *has_helper };
     let mut source = |disk| {
-        let record = machine.finish(MachineOrigin::Suspended, *shape, monitor.clone(), disk)?;
+        let record = machine.finish(made, *shape, monitor.clone(), disk)?;
         state_len = record.state.len;
         machine.source()
     };

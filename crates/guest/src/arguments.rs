@@ -35,10 +35,15 @@ pub struct InheritedSockets {
     pub console: Option<RawFd>,
     /// The helper's port, where the guest may grow.
     pub helper: Option<RawFd>,
+    /// The port of QEMU's own guest agent, where the guest may grow.
+    pub guest_agent: Option<RawFd>,
 }
 
 /// The name of the helper's port in the guest: `/dev/virtio-ports/` and this.
 pub const HELPER_PORT: &str = "larder.agent.0";
+
+/// The name by which QEMU's guest agent finds its port.
+const GUEST_AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
 /// The devices that a guest sees, as QEMU is told of them, in order; a balloon is left out.
 ///
@@ -46,7 +51,7 @@ pub const HELPER_PORT: &str = "larder.agent.0";
 /// As [`plan`].
 pub fn devices(config: &GuestConfig) -> Result<Vec<String>> {
     let none = Some(0);
-    let sockets = InheritedSockets { qmp: 0, console: none, helper: none };
+    let sockets = InheritedSockets { qmp: 0, console: none, helper: none, guest_agent: none };
     let config = GuestConfig { has_balloon: false, ..config.clone() };
     let arguments = plan(&config, Accelerator::Tcg, sockets)?;
     let value =
@@ -88,7 +93,7 @@ pub fn plan(
         line.drive(index, drive, &place)?;
     }
     if let Some(growth) = &config.growth {
-        line.growth(growth, config.has_balloon, sockets.helper)?;
+        line.growth(growth, config.has_balloon, sockets)?;
     }
     match config.network {
         Network::None => line.option("-nic", "none"),
@@ -159,7 +164,7 @@ impl Line {
     }
 
     /// Empty ports, the helper's port, and what tells the guest that it is a copy.
-    fn growth(&mut self, growth: &Growth, balloon: bool, helper: Option<RawFd>) -> Result<()> {
+    fn growth(&mut self, growth: &Growth, balloon: bool, sockets: InheritedSockets) -> Result<()> {
         for port in 0..growth.port_count {
             let (slot, chassis) = (PORT_SLOT + port, port + 1);
             self.option(
@@ -170,9 +175,10 @@ impl Line {
                 ),
             );
         }
-        let helper = helper.ok_or_else(|| {
-            Error::new(Kind::Bug, "start", "the guest").because("no socket for its helper")
-        })?;
+        let (Some(helper), Some(agent)) = (sockets.helper, sockets.guest_agent) else {
+            return Err(Error::new(Kind::Bug, "start", "the guest")
+                .because("no sockets for its helper and its agent"));
+        };
         self.option(
             "-device",
             format!("virtio-serial-pci,id=ports,bus=pcie.0,addr={HELPER_SLOT:#x}"),
@@ -181,6 +187,11 @@ impl Line {
         self.option(
             "-device",
             format!("virtserialport,bus=ports.0,chardev=helper,name={HELPER_PORT}"),
+        );
+        self.option("-chardev", format!("socket,id=guest-agent,fd={agent}"));
+        self.option(
+            "-device",
+            format!("virtserialport,bus=ports.0,chardev=guest-agent,name={GUEST_AGENT_PORT}"),
         );
         self.option("-device", "vmgenid,guid=auto,id=generation");
         if balloon && growth.port_count > 0 {
@@ -291,7 +302,7 @@ mod tests {
     use std::path::PathBuf;
 
     const SOCKETS: InheritedSockets =
-        InheritedSockets { qmp: 7, console: Some(8), helper: Some(9) };
+        InheritedSockets { qmp: 7, console: Some(8), helper: Some(9), guest_agent: Some(10) };
 
     fn planned(config: &GuestConfig) -> Vec<String> {
         let arguments = plan(config, Accelerator::Tcg, SOCKETS).unwrap();

@@ -54,6 +54,7 @@ pub struct Guest {
     console: Option<ScriptedConsole>,
     console_stream: Option<UnixStream>,
     helper: Option<UnixStream>,
+    guest_agent: Option<UnixStream>,
     fate: Arc<Fate>,
     keeper: Option<JoinHandle<()>>,
     outlives_parent: bool,
@@ -86,22 +87,27 @@ impl Guest {
             }
             _ => (None, None),
         };
-        let (helper, qemus_helper) = match config.growth {
-            Some(_) => {
-                let (ours, qemus) = UnixStream::pair().map_err(failed)?;
-                (Some(ours), Some(qemus))
+        let port = || -> Result<_> {
+            match config.growth {
+                Some(_) => {
+                    let (ours, qemus) = UnixStream::pair().map_err(failed)?;
+                    Ok((Some(ours), Some(qemus)))
+                }
+                None => Ok((None, None)),
             }
-            None => (None, None),
         };
+        let ((helper, qemus_helper), (guest_agent, qemus_guest_agent)) = (port()?, port()?);
         let sockets = InheritedSockets {
             qmp: qemus_qmp.as_raw_fd(),
             console: qemus_console.as_ref().map(AsRawFd::as_raw_fd),
             helper: qemus_helper.as_ref().map(AsRawFd::as_raw_fd),
+            guest_agent: qemus_guest_agent.as_ref().map(AsRawFd::as_raw_fd),
         };
         let mut command = Command::new(&config.program);
         command.args(arguments::plan(config, accelerator, sockets)?);
         give_streams(&mut command, config);
-        let sockets = [Some(qemus_qmp), qemus_console, qemus_helper].into_iter().flatten();
+        let sockets =
+            [Some(qemus_qmp), qemus_console, qemus_helper, qemus_guest_agent].into_iter().flatten();
         let mut inherited: Vec<Arc<OwnedFd>> =
             sockets.map(|s| Arc::new(OwnedFd::from(s))).collect();
         inherited.extend(config.inherited.iter().cloned());
@@ -134,6 +140,7 @@ impl Guest {
             console: None,
             console_stream: None,
             helper,
+            guest_agent,
             fate,
             keeper,
             outlives_parent: config.outlives_parent,
@@ -181,6 +188,11 @@ impl Guest {
     /// The host's end of the helper's port, where the guest may grow; none the second time.
     pub fn take_helper(&mut self) -> Option<UnixStream> {
         self.helper.take()
+    }
+
+    /// The host's end of the port of QEMU's guest agent, where the guest may grow; none the second time.
+    pub fn take_guest_agent(&mut self) -> Option<UnixStream> {
+        self.guest_agent.take()
     }
 
     /// Waits until QEMU has ended, or until the limit; none when it still runs.

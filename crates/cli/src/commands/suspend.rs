@@ -120,7 +120,8 @@ impl Guest for RunGuest {
         let shape = self.shape.as_ref().map_err(|reason| refused(reason))?;
         let mirror = self.mirror.as_ref();
         let mirror = mirror.ok_or_else(|| refused("its disk is served by this host's daemon"))?;
-        Ok(Suspendable { guest: &self.guest, memory: &self.memory, shape: *shape, mirror })
+        let (guest, memory) = (&self.guest, &self.memory);
+        Ok(Suspendable { guest, memory, shape: *shape, has_helper: false, mirror })
     }
 
     fn image(&self) -> Result<ImageName> {

@@ -22,6 +22,7 @@
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
 //! | [`machines`] | `larder bake`, `larder resume` |
+//! | [`real_machines`] | the same with a real Debian, where `cargo xtask images` has made one |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -45,6 +46,7 @@ mod many_images;
 mod memory;
 mod outages;
 mod random_lives;
+mod real_machines;
 mod round_trips;
 mod scrubs;
 mod signatures;
