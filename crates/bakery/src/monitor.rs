@@ -61,11 +61,12 @@ pub struct ResumeTimes {
 
 /// A machine monitor.
 pub trait Monitor: Sync {
-    /// What this host's monitor is, as far as states depend on it; devices are left out.
+    /// What this host's monitor is for machines of this shape, as far as states depend on it; devices
+    /// are left out.
     ///
     /// # Errors
     /// `NotFound` where it is not installed.
-    fn facts(&self, accelerator: Option<Accelerator>) -> Result<MonitorFacts>;
+    fn facts(&self, accelerator: Accelerator, shape: &MachineShape) -> Result<MonitorFacts>;
 
     /// The devices of a machine of this shape, as this monitor would be told of them.
     ///

@@ -52,8 +52,13 @@ impl Qemu {
 }
 
 impl Monitor for Qemu {
-    fn facts(&self, accelerator: Option<Accelerator>) -> Result<MonitorFacts> {
-        facts::of_host(accelerator, self.facts_folder.as_deref())
+    fn facts(&self, accelerator: Accelerator, shape: &MachineShape) -> Result<MonitorFacts> {
+        let mut facts = facts::of_host(accelerator, self.facts_folder.as_deref())?;
+        if shape.memory_slots == 0 {
+            // Its two families are numbered alike.
+            facts.machine_type = facts.machine_type.replace("q35", "i440fx");
+        }
+        Ok(facts)
     }
 
     fn devices(&self, shape: &MachineShape) -> Result<Vec<String>> {

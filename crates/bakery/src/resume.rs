@@ -277,7 +277,7 @@ fn check(
         let reason = "its state is of the accelerator kvm, which does not work on this host";
         return Err(refused(reason.to_string()));
     }
-    let host = monitor.facts(Some(accelerator))?;
+    let host = monitor.facts(accelerator, &record.shape)?;
     let devices = monitor.devices(&record.shape)?;
     match obstacle(record, &host, &devices) {
         Some(reason) => Err(refused(reason)),
