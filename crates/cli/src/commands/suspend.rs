@@ -19,9 +19,9 @@ use crate::commands::attach::state_folder;
 use crate::context::Context;
 use crate::output::{human_len, print_facts, print_json};
 
-/// Keep a running guest, memory and disk, as a machine; it stands still for an instant and goes on.
+/// Keep a running guest, memory and disk, as a machine.
 ///
-/// The guest is one of `larder run`, or of `larder resume --suspendable`, and is named by its mirror.
+/// It stands still for an instant and goes on. The guest is one of `larder run`, or of `larder resume --suspendable`, and is named by its mirror.
 /// `larder resume` brings the machine back, here or wherever the repository is copied to.
 #[derive(Debug, clap::Args)]
 pub struct Suspend {
