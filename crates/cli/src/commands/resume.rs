@@ -179,7 +179,7 @@ impl Resume {
             (Some(name), _) => MirrorName::new(&format!("{name}-{number}")),
             (None, _) => MirrorName::new(&format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8])),
         };
-        (1..=self.count).map(|number| name(number)).collect()
+        (1..=self.count).map(name).collect()
     }
 }
 
