@@ -242,13 +242,14 @@ fn writes(
     let targets = [
         ("larder NBD", Target::Nbd(nbd)),
         ("larder FUSE", Target::File(fuse, fuse)),
+        ("larder FUSE, direct", Target::Direct(fuse)),
         ("qcow2, qemu-nbd", Target::Nbd(qcow2.socket())),
         ("raw, qemu-nbd", Target::Nbd(raw.socket())),
         ("raw file", Target::File(&plain, &plain)),
     ];
     for job in WRITES {
         alternate(session, job, pace, &targets)?;
-        for ours in ["larder NBD", "larder FUSE"] {
+        for ours in ["larder NBD", "larder FUSE", "larder FUSE, direct"] {
             table.add(job.name, ours, "qcow2, qemu-nbd", Goal::AtLeast(1.0));
         }
         table.add(job.name, "larder NBD", "raw, qemu-nbd", Goal::None);

@@ -15,6 +15,8 @@ pub enum Target<'a> {
     Nbd(&'a Path),
     /// On a file; the other is the one whose pages the kernel keeps for it.
     File(&'a Path, &'a Path),
+    /// On a file past its page cache, as a hypervisor does with `cache=none`.
+    Direct(&'a Path),
 }
 
 /// One kind of load.
@@ -61,6 +63,11 @@ impl Job {
                 if self.is_dropped {
                     drop_pages(kept_by)?;
                 }
+            }
+            Target::Direct(file) => {
+                command.arg("--ioengine=libaio").arg(format!("--filename={}", file.display()));
+                command.args(["--allow_file_create=0", "--fallocate=none", "--direct=1"]);
+                command.arg(format!("--iodepth={}", self.depth));
             }
         }
         // What is read once more is in the page cache again.
