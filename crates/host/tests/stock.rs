@@ -39,6 +39,8 @@ fn request(reference: &str, record: Option<&str>) -> AttachRequest {
         mirror: MirrorName::new("m").unwrap(),
         doors: DoorOptions::default(),
         record: record.map(str::to_string),
+        length: None,
+        client: None,
     }
 }
 
