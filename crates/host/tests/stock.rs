@@ -41,8 +41,6 @@ fn request(reference: &str, record: Option<&str>) -> AttachRequest {
         client: None,
         length: None,
         record: record.map(str::to_string),
-        length: None,
-        client: None,
     }
 }
 
