@@ -26,6 +26,7 @@
 //! | [`one_image`] | how fast a disk file becomes a version, and in how much memory |
 //! | [`ratio`] | what is there once, by how it is cut |
 //! | [`replay`] | the disk of a boot without think times, beside qemu-nbd |
+//! | [`resume`] | how soon copies of a baked machine answer, and what machines take |
 //! | [`soak`] | a long random life of a repository |
 //! | [`storage_daemon`] | the peer of a mirror's vhost-user door |
 //! | [`stored`] | how many bytes two like images take |
@@ -58,6 +59,7 @@ mod publish;
 mod qemu_nbd;
 mod ratio;
 mod replay;
+mod resume;
 mod rows;
 mod soak;
 mod storage_daemon;
@@ -86,6 +88,7 @@ const BENCHES: &[Bench] = &[
     replay::BENCH,
     caches::BENCH,
     login::BENCH,
+    resume::BENCH,
     commit::BENCH,
     aging::BENCH,
     host::BENCH,

@@ -11,14 +11,16 @@
 //! **Failure**: until the last step nothing is in the repository, and after it all is. A process that
 //! is killed takes the guest with it, and leaves a mirror that the next bake throws away.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use catalog::VersionRecord;
 use env::{Entropy, SystemEntropy};
-use guest::{Accelerator, Growth, ScriptedConsole};
+use guest::growth::Wanted;
+use guest::{Accelerator, Growth, Helper, Identity, ScriptedConsole};
 use mirror::StateFolder;
 use model::machine::{MachineOrigin, MachineShape};
 use model::progress::{Cancel, Progress};
@@ -26,7 +28,8 @@ use model::{Error, ImageName, Kind, MirrorName, Reference, Result, TagName, Vers
 use repository::{MachineRequest, PublishedMachine, Repository};
 
 use crate::disks::{Disks, ServedDisk};
-use crate::machine_file::MachineFile;
+use crate::helper;
+use crate::machine_file::{MachineFile, Made};
 use crate::monitor::{LiveGuest, Monitor, NewGuest};
 use crate::resume::{Machine, ResumeRequest, resume};
 use crate::working_set;
@@ -37,6 +40,9 @@ const MIRROR_PREFIX: &str = "bake-";
 /// How often it is looked whether somebody wants it to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long the helper may take for its answer once the guest is ready.
+const HELPER_MAX: Duration = Duration::from_secs(60);
+
 /// How much a guest may say before it says that it is ready, in bytes.
 const LINE_MAX: u64 = 4096;
 
@@ -46,8 +52,12 @@ pub enum Ready {
     /// Its console asks who logs in.
     #[default]
     Login,
-    /// It writes a line to its port for an agent.
+    /// It writes a line to its port for a helper.
     Port,
+    /// The helper that was put into it answers.
+    Helper,
+    /// QEMU's guest agent in it answers.
+    Agent,
 }
 
 /// What is to be baked, and how.
@@ -68,6 +78,8 @@ pub struct BakeRequest<'a> {
     pub accelerator: Option<Accelerator>,
     /// Whether memory that the guest does not use is kept as it is.
     pub keep_free_memory: bool,
+    /// Whether Larder's helper is put into the guest: without it, copies stay as they are.
+    pub installs_helper: bool,
     /// Told of the progress of storing.
     pub progress: &'a dyn Progress,
     /// Stops it.
@@ -81,6 +93,8 @@ pub struct Baked {
     pub published: PublishedMachine,
     /// Bytes of device state.
     pub state_len: u64,
+    /// Whether Larder's helper runs in the guest.
+    pub has_helper: bool,
     /// Bytes of free memory that were made zeros.
     pub given_back_len: u64,
     /// From the start of the monitor until the guest was ready.
@@ -105,8 +119,10 @@ pub fn bake(
     disks.sweep(MIRROR_PREFIX)?;
     let name = MirrorName::new(&format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8]))?;
     let disk = disks.serve(&version.id, &name)?;
-    let baked = Oven { monitor, request, shape, version: &version, disk: &*disk }.boot().and_then(
-        |cooled| {
+    let folder = state.path().join(name.as_str());
+    let baked = Oven { folder: &folder, monitor, request, shape, version: &version, disk: &*disk }
+        .boot()
+        .and_then(|cooled| {
             let request = MachineRequest {
                 parent: version.id.clone(),
                 disk_image,
@@ -117,13 +133,19 @@ pub fn bake(
                 cancel: request.cancel,
             };
             cooled.publish(repository, &*disk, &request)
-        },
-    );
+        });
     let ended = disk.end(true);
+    // Nothing is in it any more but the place of a mount.
+    let _ = std::fs::remove_dir_all(&folder);
     let baked = baked?;
     // The machine is there; what is left of its mirror goes with the next bake.
     if let Err(error) = ended {
         tracing::warn!("{}", error.chain());
+    }
+    if let Err(error) = repository.require_signature(&baked.published.machine) {
+        // Who is asked for a signature looks at it first.
+        tracing::info!("no copy is resumed to prove it: {}", error.chain());
+        return Ok(baked);
     }
     let proof = Proof { repository, state, monitor, disks, request };
     proof.resume_once(&baked).inspect_err(|_| {
@@ -163,6 +185,14 @@ impl Proof<'_> {
             folder: folder.clone(),
             waits_for_answer: request.ready == Ready::Login,
             is_recorded: true,
+            is_suspendable: false,
+            // A copy needs what that needs, too.
+            identity: match baked.has_helper {
+                true => Some(Identity::new("proof", &SystemEntropy)?),
+                false => None,
+            },
+            wanted: Wanted::default(),
+            has_network: false,
         };
         let resumed = resume(repository, &machine, monitor, disks, &request).map_err(unproven);
         let ended = resumed.and_then(|resumed| {
@@ -217,6 +247,7 @@ struct Oven<'a> {
     shape: MachineShape,
     version: &'a VersionRecord,
     disk: &'a dyn ServedDisk,
+    folder: &'a Path,
 }
 
 /// A guest that was booted, stopped, saved and ended.
@@ -224,12 +255,26 @@ struct Cooled {
     machine: MachineFile,
     shape: MachineShape,
     monitor: model::machine::MonitorFacts,
+    has_helper: bool,
     given_back_len: u64,
     boot: Duration,
 }
 
 impl Oven<'_> {
+    /// True where the helper was put into the disk.
+    fn install_helper(&self) -> Result<bool> {
+        match (self.request.installs_helper, self.disk.mirror()) {
+            (true, Some(mirror)) => {
+                let failed = |error| Error::io("make", self.folder.display().to_string(), error);
+                std::fs::create_dir_all(self.folder).map_err(failed)?;
+                helper::install_into(mirror, self.folder)
+            }
+            _ => Ok(false),
+        }
+    }
+
     fn boot(&self) -> Result<Cooled> {
+        let is_installed = self.install_helper()?;
         let machine = MachineFile::new(self.shape.memory_len)?;
         let began = Instant::now();
         let mut guest = self.monitor.boot(NewGuest {
@@ -241,34 +286,62 @@ impl Oven<'_> {
         })?;
         let bug = || Error::new(Kind::Bug, "bake", "a guest without a console");
         let mut console = ScriptedConsole::new(guest.take_console().ok_or_else(bug)?)?;
-        self.wait_until_ready(&mut *guest, &mut console)?;
+        let helper = self.wait_until_ready(&mut *guest, &mut console, is_installed)?;
         let boot = began.elapsed();
+        let has_helper = helper.is_some_and(|mut helper| match self.settle(&mut helper) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!("no helper: {}", error.chain());
+                false
+            }
+        });
         let given_back_len = guest.give_back_free_memory()?;
         self.check_running(&*guest, &console)?;
         guest.stop()?;
         let monitor = guest.save(machine.state_writer()?)?;
         // From here on nothing changes any more, neither memory nor disk.
         guest.kill();
-        Ok(Cooled { machine, shape: self.shape, monitor, given_back_len, boot })
+        Ok(Cooled { machine, shape: self.shape, monitor, has_helper, given_back_len, boot })
     }
 
+    /// Speaks with the helper for the first time. What the guest keeps of its disk is read again from
+    /// there when it is needed: a machine without it takes fewer bytes.
+    fn settle(&self, helper: &mut Helper) -> Result<()> {
+        helper.ping(HELPER_MAX)?;
+        match self.request.keep_free_memory {
+            true => Ok(()),
+            false => helper.drop_caches(HELPER_MAX),
+        }
+    }
+
+    /// Waits until the guest is ready. The helper, where one was put into it.
     fn wait_until_ready(
         &self,
         guest: &mut dyn LiveGuest,
         console: &mut ScriptedConsole,
-    ) -> Result<()> {
-        let mut port = match (self.request.ready, guest.take_agent()) {
-            (Ready::Port, Some(agent)) => Some(first_line(agent)?),
-            _ => None,
+        is_installed: bool,
+    ) -> Result<Option<Helper>> {
+        let port = guest.take_helper();
+        let (mut line, mut helper) = match (self.request.ready, port) {
+            (Ready::Port, Some(port)) => (Some(first_line(port)?), None),
+            (Ready::Agent, port) => {
+                let agent = guest.take_guest_agent().map(agent_answer).transpose()?;
+                (agent, port.filter(|_| is_installed).map(Helper::new))
+            }
+            (_, Some(port)) if is_installed => (None, Some(Helper::new(port))),
+            _ => (None, None),
         };
         let deadline = Instant::now() + self.request.timeout;
         loop {
-            let is_ready = match &mut port {
-                None => console.wait_for("login: ", LOOK).is_ok(),
-                Some(line) => line.recv_timeout(LOOK).is_ok_and(|line| !line.is_empty()),
+            let is_ready = match (&mut line, &mut helper) {
+                (Some(line), _) => line.recv_timeout(LOOK).is_ok_and(|line| !line.is_empty()),
+                (None, Some(helper)) if self.request.ready == Ready::Helper => {
+                    helper.ping(LOOK).is_ok()
+                }
+                _ => console.wait_for("login: ", LOOK).is_ok(),
             };
             if is_ready {
-                return Ok(());
+                return Ok(helper);
             }
             self.request.cancel.check("bake", &self.version.id.to_string())?;
             self.check_running(guest, console)?;
@@ -316,14 +389,24 @@ impl Cooled {
         let sealed = mirror.seal()?;
         let mut state_len = 0;
         let mut source = |disk| {
-            let Cooled { machine, shape, monitor, .. } = &self;
-            let record = machine.finish(MachineOrigin::Baked, *shape, monitor.clone(), disk)?;
+            let Cooled { machine, shape, monitor, has_helper, .. } = &self;
+            let made = Made { origin: MachineOrigin::Baked, has_helper: *has_helper };
+            let record = machine.finish(made, *shape, monitor.clone(), disk)?;
             state_len = record.state.len;
             machine.source()
         };
         let published = repository.publish_machine(&sealed, &mut source, request)?;
-        Ok(Baked { published, state_len, given_back_len: self.given_back_len, boot: self.boot })
+        let Cooled { given_back_len, has_helper, boot, .. } = self;
+        Ok(Baked { published, state_len, has_helper, given_back_len, boot })
     }
+}
+
+/// The first line that QEMU's guest agent answers. What is sent before it listens waits for it.
+fn agent_answer(mut stream: UnixStream) -> Result<mpsc::Receiver<String>> {
+    stream
+        .write_all(b"{\"execute\":\"guest-ping\"}\n")
+        .map_err(|error| Error::io("speak with", "the guest's agent", error))?;
+    first_line(stream)
 }
 
 /// The first line that comes on a stream; an empty one where it ends.
@@ -337,8 +420,8 @@ fn first_line(stream: UnixStream) -> Result<mpsc::Receiver<String>> {
         }
     };
     std::thread::Builder::new()
-        .name("agent-port".into())
+        .name("helper-port".into())
         .spawn(read)
-        .map_err(|error| Error::io("read", "the agent's port", error))?;
+        .map_err(|error| Error::io("read", "the helper's port", error))?;
     Ok(receiver)
 }

@@ -69,6 +69,7 @@ mod tests {
         change(&mut monitor);
         MachineRecord {
             origin: MachineOrigin::Baked,
+            has_helper: false,
             shape: MachineShape {
                 cpus: 1,
                 cpus_max: 1,

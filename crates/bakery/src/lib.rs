@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`mod@bake`] | boots a version until it is ready and keeps what came of it |
 //! | [`mod@resume`] | brings copies of a machine to life |
+//! | [`mod@suspend`] | keeps a guest that runs as a machine |
 //! | [`compatibility`] | whether a machine can be resumed on this host |
 //! | [`monitor`] | what a machine monitor does for a machine: all that knows QEMU stands behind it |
 //! | [`qemu`] | QEMU |
@@ -18,6 +19,7 @@
 //! | [`memory`] | the file whose pages a resumed guest maps |
 //! | [`working_set`] | what a resume needs: noted once, brought ever after |
 //! | [`console`] | the console of a resumed guest: asked, then handed on |
+//! | [`helper`] | the helper gets into a disk that is about to be baked |
 //! | [`disks`] | who serves the disks of guests |
 //!
 //! **Invariants**
@@ -33,15 +35,18 @@ pub mod bake;
 pub mod compatibility;
 pub mod console;
 pub mod disks;
+pub mod helper;
 pub mod machine_file;
 pub mod memory;
 pub mod monitor;
 pub mod qemu;
 pub mod resume;
+pub mod suspend;
 pub mod working_set;
 
 pub use bake::{BakeRequest, Baked, Ready, bake};
 pub use disks::{Disks, ServedDisk};
 pub use monitor::Monitor;
-pub use qemu::Qemu;
+pub use qemu::{Qemu, QemuGuest};
 pub use resume::{Machine, ResumeRequest, Resumed, resume};
+pub use suspend::{Suspendable, Suspended, suspend};

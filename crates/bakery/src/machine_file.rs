@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -35,6 +36,15 @@ pub fn path_of(descriptor: &Arc<OwnedFd>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
+/// How a machine came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Baked or suspended.
+    pub origin: MachineOrigin,
+    /// Whether Larder's helper runs in the guest.
+    pub has_helper: bool,
+}
+
 /// A machine that is being made.
 pub struct MachineFile {
     file: Arc<OwnedFd>,
@@ -54,9 +64,46 @@ impl MachineFile {
         Ok(MachineFile { file: Arc::new(file), memory_len })
     }
 
-    /// A file whose first bytes are a guest's memory already.
-    pub fn of(file: Arc<OwnedFd>, memory_len: u64) -> Self {
-        MachineFile { file, memory_len }
+    /// A copy of a guest's memory, which must not change meanwhile. Holes stay holes.
+    ///
+    /// Cost: all cores copy what is no hole.
+    pub fn copy_of(memory: &Arc<OwnedFd>, memory_len: u64) -> Result<Self> {
+        let copy = Self::new(memory_len)?;
+        let failed = |error| Error::io("copy the memory of", "the guest", error);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let step = memory_len.div_ceil(cores).next_multiple_of(PIECE_LEN as u64);
+        std::thread::scope(|scope| {
+            let parts = (0..cores).map(|part| {
+                let range = (part * step).min(memory_len)..((part + 1) * step).min(memory_len);
+                let copy = &copy;
+                scope.spawn(move || copy_data(memory, &copy.file, range))
+            });
+            let parts: Vec<_> = parts.collect();
+            parts.into_iter().try_for_each(|part| {
+                part.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread ended")))
+            })
+        })
+        .map_err(failed)?;
+        Ok(copy)
+    }
+
+    /// A copy of the memory in a machine's version.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn memory_of(device: &dyn Device, memory_len: u64) -> Result<Self> {
+        let copy = Self::new(memory_len)?;
+        let file = copy.open()?;
+        let failed = |error| Error::io("copy the memory of", "the machine", error);
+        let mut piece = vec![0; PIECE_LEN];
+        for at in (0..memory_len).step_by(PIECE_LEN) {
+            let step = (memory_len - at).min(PIECE_LEN as u64) as usize;
+            device.read(at, &mut piece[..step])?;
+            if piece[..step].iter().any(|byte| *byte != 0) {
+                file.write_all_at(&piece[..step], at).map_err(failed)?;
+            }
+        }
+        Ok(copy)
     }
 
     /// The guest's memory.
@@ -90,11 +137,12 @@ impl MachineFile {
     /// `Bug` where no state was written; `Invalid` where what the monitor says cannot be kept.
     pub fn finish(
         &self,
-        origin: MachineOrigin,
+        made: Made,
         shape: MachineShape,
         monitor: MonitorFacts,
         disk: ContentDigest,
     ) -> Result<MachineRecord> {
+        let Made { origin, has_helper } = made;
         let failed = |error| Error::io("write", "the machine's record", error);
         let file = self.open()?;
         let offset = state_offset(self.memory_len);
@@ -108,7 +156,7 @@ impl MachineFile {
         }
         let digest = hash(&file, offset, len).map_err(failed)?;
         let state = StateRegion { offset, len, digest };
-        let record = MachineRecord { origin, shape, state, disk, monitor };
+        let record = MachineRecord { origin, has_helper, shape, state, disk, monitor };
         let bytes = encode_machine(&record).map_err(|error| {
             Error::new(Kind::Invalid, "write", "the machine's record").caused_by(error)
         })?;
@@ -135,6 +183,39 @@ impl MachineFile {
             OpenOptions { format: Some(InputFormat::Raw), allow_backing: false, interrupt: None };
         open_source(&self.path(), &options)
     }
+}
+
+/// Copies what is no hole in a range.
+fn copy_data(from: &OwnedFd, to: &OwnedFd, range: Range<u64>) -> std::io::Result<()> {
+    // Opened anew: the position of the descriptor belongs to all who have it.
+    let open = |fd: &OwnedFd| {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        File::options().read(true).write(true).open(path)
+    };
+    let (from, to) = (open(from)?, open(to)?);
+    let mut piece = vec![0; PIECE_LEN];
+    let mut at = range.start;
+    while at < range.end {
+        let data = match rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data.min(range.end),
+            // No data behind it.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let hole = rustix::fs::seek(&from, rustix::fs::SeekFrom::Hole(data))?.min(range.end);
+        at = data;
+        while at < hole {
+            let step = (hole - at).min(PIECE_LEN as u64) as usize;
+            from.read_exact_at(&mut piece[..step], at)?;
+            to.write_all_at(&piece[..step], at)?;
+            at += step as u64;
+        }
+        at = hole.max(at);
+        if data >= range.end {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 fn hash(file: &File, offset: u64, len: u64) -> std::io::Result<[u8; 32]> {
@@ -222,8 +303,13 @@ mod tests {
             cpu_features: Vec::new(),
             devices: Vec::new(),
         };
+        let copy = MachineFile::copy_of(&machine.memory(), 1 << 20).unwrap();
+        let mut copied = [0; 6];
+        copy.open().unwrap().read_exact_at(&mut copied, 4096).unwrap();
+        assert_eq!(&copied, b"memory");
         let finish = |disk| {
-            machine.finish(MachineOrigin::Baked, shape, monitor.clone(), ContentDigest([disk; 32]))
+            let made = Made { origin: MachineOrigin::Baked, has_helper: true };
+            machine.finish(made, shape, monitor.clone(), ContentDigest([disk; 32]))
         };
         let first = finish(1).unwrap();
         let record = finish(2).unwrap();

@@ -14,46 +14,82 @@
 //! **Failure**: a page that cannot be fetched ends the guest that needs it (SIGBUS), never shows
 //! zeros.
 
+use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use attach::fuse::{FuseMount, Tree};
 use mirror::{BackingFile, ReadOnlyView};
+use model::boot_set::FirstRead;
 use model::device::Device;
 use model::{BLOCK_LEN, Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
+use rustix::fs::Advice;
 
-use crate::machine_file::path_of;
+use crate::machine_file::{MachineFile, path_of};
 use crate::working_set::RecordedReads;
+
+/// What the kernel reads around a page that is missing, in bytes, where the working set is known.
+const READ_AHEAD_LEN: u32 = 16 << 10;
 
 /// What a resumed guest maps, as long as it lives.
 pub struct MemorySource {
     path: PathBuf,
     fds: Vec<Arc<OwnedFd>>,
-    _kept: Kept,
+    kept: Kept,
 }
 
 /// What keeps the bytes there.
 enum Kept {
     File(#[expect(dead_code, reason = "it holds the base")] BackingFile),
-    Mount(#[expect(dead_code, reason = "it serves the version")] FuseMount),
+    Mount(#[expect(dead_code, reason = "it serves the version")] Mutex<FuseMount>),
+    Copy(Arc<OwnedFd>),
 }
 
 impl MemorySource {
-    /// The file of a machine's version. `folder` is empty, and the mount's where there is one.
+    /// The file of a machine's version. `folder` is empty, and the mount's where there is one. Where it
+    /// is known what a resume needs, little else is read.
     ///
     /// # Errors
     /// Those of the host's disk, and of mounting.
-    pub fn open(view: &Arc<ReadOnlyView>, version: &VersionId, folder: &Path) -> Result<Self> {
+    pub fn open(
+        view: &Arc<ReadOnlyView>,
+        version: &VersionId,
+        folder: &Path,
+        is_set_known: bool,
+    ) -> Result<Self> {
         if let Some(file) = view.hold_file()?
             && let Some(fd) = file.fd()
         {
             let fd = fd.try_clone_to_owned();
             let fd = Arc::new(fd.map_err(|error| Error::io("hold", version.to_string(), error))?);
-            return Ok(MemorySource { path: path_of(&fd), fds: vec![fd], _kept: Kept::File(file) });
+            return Ok(MemorySource { path: path_of(&fd), fds: vec![fd], kept: Kept::File(file) });
         }
         let device: Arc<dyn Device> = view.clone();
-        Self::mount(OneMachine { version: version.clone(), device, is_recorded: false }, folder)
+        // What is needed is on its way then; more would only wait for what is not.
+        let read_ahead_len_max = is_set_known.then_some(READ_AHEAD_LEN);
+        Self::mount(OneMachine { version: version.clone(), device, read_ahead_len_max }, folder)
+    }
+
+    /// A copy of a machine's memory, for one guest alone, which this process can read: for a guest that
+    /// is to be suspended again.
+    ///
+    /// # Errors
+    /// Those of reading the version; `Full` where memory is short.
+    pub fn copied(view: &ReadOnlyView, memory_len: u64) -> Result<Self> {
+        let memory = MachineFile::memory_of(view, memory_len)?.memory();
+        let (path, fds) = (path_of(&memory), vec![memory.clone()]);
+        Ok(MemorySource { path, fds, kept: Kept::Copy(memory) })
+    }
+
+    /// The memory, where it is a copy for one guest alone.
+    pub fn copy(&self) -> Option<&Arc<OwnedFd>> {
+        match &self.kept {
+            Kept::Copy(memory) => Some(memory),
+            _ => None,
+        }
     }
 
     /// A mount of a machine's version that notes which blocks are read, one by one.
@@ -67,7 +103,9 @@ impl MemorySource {
     ) -> Result<(Self, Arc<RecordedReads>)> {
         let reads = Arc::new(RecordedReads::new(view.clone()));
         let device: Arc<dyn Device> = reads.clone();
-        let tree = OneMachine { version: version.clone(), device, is_recorded: true };
+        // What the kernel reads on its own account is nothing that the guest needs.
+        let read_ahead_len_max = Some(BLOCK_LEN as u32);
+        let tree = OneMachine { version: version.clone(), device, read_ahead_len_max };
         Ok((Self::mount(tree, folder)?, reads))
     }
 
@@ -76,7 +114,7 @@ impl MemorySource {
         let mount = FuseMount::mount(folder, Arc::new(tree))?;
         let image = mount.folder().join(version.image.as_str());
         let path = image.join(version.version.to_string());
-        Ok(MemorySource { path, fds: Vec::new(), _kept: Kept::Mount(mount) })
+        Ok(MemorySource { path, fds: Vec::new(), kept: Kept::Mount(Mutex::new(mount)) })
     }
 
     /// The file; its first bytes are the memory.
@@ -89,6 +127,31 @@ impl MemorySource {
         &self.fds
     }
 
+    /// Brings pages into the kernel's memory before they are asked for, in this order. They are help
+    /// only: what cannot be read is left to who needs it.
+    pub fn warm(&self, reads: &[FirstRead]) {
+        let path = match self.fds.first() {
+            Some(fd) => path_of(fd),
+            None => self.path.clone(),
+        };
+        let Ok(file) = File::open(path) else { return };
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
+        let mut scratch = Vec::new();
+        for read in reads {
+            let offset = read.first_block * BLOCK_LEN as u64;
+            let len = read.block_count as usize * BLOCK_LEN;
+            if self.is_complete() {
+                let len = NonZeroU64::new(len as u64);
+                let _ = rustix::fs::fadvise(&file, offset, len, Advice::WillNeed);
+                continue;
+            }
+            scratch.resize(len.max(scratch.len()), 0);
+            if file.read_exact_at(&mut scratch[..len], offset).is_err() {
+                return;
+            }
+        }
+    }
+
     /// True where all of it was on this host.
     pub fn is_complete(&self) -> bool {
         !self.fds.is_empty()
@@ -99,7 +162,7 @@ impl MemorySource {
 struct OneMachine {
     version: VersionId,
     device: Arc<dyn Device>,
-    is_recorded: bool,
+    read_ahead_len_max: Option<u32>,
 }
 
 impl OneMachine {
@@ -137,8 +200,7 @@ impl Tree for OneMachine {
     }
 
     fn read_ahead_len_max(&self) -> Option<u32> {
-        // What the kernel reads on its own account is nothing that the guest needs.
-        self.is_recorded.then_some(BLOCK_LEN as u32)
+        self.read_ahead_len_max
     }
 
     fn mirrors(&self) -> Result<Vec<MirrorName>> {

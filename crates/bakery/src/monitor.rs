@@ -13,7 +13,8 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use guest::{Accelerator, Drive};
+use guest::growth::{Grown, MacAddress, Wanted};
+use guest::{Accelerator, Drive, Helper};
 use model::Result;
 use model::machine::{MachineRecord, MachineShape, MonitorFacts};
 
@@ -60,11 +61,12 @@ pub struct ResumeTimes {
 
 /// A machine monitor.
 pub trait Monitor: Sync {
-    /// What this host's monitor is, as far as states depend on it; devices are left out.
+    /// What this host's monitor is for machines of this shape, as far as states depend on it; devices
+    /// are left out.
     ///
     /// # Errors
     /// `NotFound` where it is not installed.
-    fn facts(&self, accelerator: Option<Accelerator>) -> Result<MonitorFacts>;
+    fn facts(&self, accelerator: Accelerator, shape: &MachineShape) -> Result<MonitorFacts>;
 
     /// The devices of a machine of this shape, as this monitor would be told of them.
     ///
@@ -93,8 +95,11 @@ pub trait LiveGuest: Send + Sync {
     /// Both ways of the serial console; none the second time.
     fn take_console(&mut self) -> Option<UnixStream>;
 
-    /// Both ways of the agent's port; none the second time.
-    fn take_agent(&mut self) -> Option<UnixStream>;
+    /// Both ways of the helper's port; none the second time.
+    fn take_helper(&mut self) -> Option<UnixStream>;
+
+    /// Both ways of the port of QEMU's guest agent; none the second time, or where there is no port.
+    fn take_guest_agent(&mut self) -> Option<UnixStream>;
 
     /// Asks the guest for memory that it does not use, so that it reads as zeros, and takes away what
     /// it was asked by. Bytes that it gave; 0 where it cannot.
@@ -108,6 +113,18 @@ pub trait LiveGuest: Send + Sync {
 
     /// Lets them go on.
     fn go_on(&self) -> Result<()>;
+
+    /// Adds processors and memory, and returns when the guest has them. `limit` is for the guest.
+    ///
+    /// # Errors
+    /// `Invalid` where there is no room; `Unavailable` where the guest did not take them in time.
+    fn grow(&self, helper: &mut Helper, wanted: Wanted, limit: Duration) -> Result<Grown>;
+
+    /// Adds a network card with a random address of its own. Returns the address.
+    ///
+    /// # Errors
+    /// `Invalid` where there is no room.
+    fn add_network(&self) -> Result<MacAddress>;
 
     /// Writes the device state to a file that the guest's monitor inherited, and tells what the
     /// monitor is. The processors must be stopped.

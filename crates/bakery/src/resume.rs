@@ -7,19 +7,22 @@
 //! **Failure**: what cannot work is refused before the monitor starts. A copy that fails leaves its
 //! siblings and the machine as they were; its mirror goes, unless it had been there before.
 
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use catalog::VersionRecord;
-use guest::{Accelerator, pick_accelerator};
-use mirror::{Binding, Patience, ReadOnlyView, StateFolder};
+use env::SystemClock;
+use guest::growth::{Grown, MacAddress, Wanted};
+use guest::identity::Confirmed;
+use guest::{Accelerator, Helper, Identity, pick_accelerator};
+use mirror::{Binding, Mirror, Patience, ReadOnlyView, StateFolder};
 use model::boot_set::FirstRead;
 use model::device::Device;
-use model::machine::{MachineOrigin, MachineRecord};
+use model::machine::{MachineOrigin, MachineRecord, MachineShape};
 use model::{Error, Kind, MirrorName, Reference, Result, VersionId, VersionKind};
 use repository::Repository;
 
@@ -29,10 +32,14 @@ use crate::disks::{Disks, ServedDisk};
 use crate::machine_file::{read_record, read_state};
 use crate::memory::MemorySource;
 use crate::monitor::{LiveGuest, Monitor, ResumeTimes, SavedGuest};
+use crate::suspend::Suspendable;
 use crate::working_set::{self, RecordedReads};
 
 /// How long a guest may take for its first answer.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+/// How long its helper may take for one thing.
+const HELPER_MAX: Duration = Duration::from_secs(120);
 
 /// Bytes that are brought at a time in the background.
 const COMPLETION_STEP: u64 = 1 << 20;
@@ -49,6 +56,14 @@ pub struct ResumeRequest {
     pub waits_for_answer: bool,
     /// Whether what it reads of its memory is noted, although that is slower.
     pub is_recorded: bool,
+    /// Whether it gets a copy of the memory, so that it can be suspended again.
+    pub is_suspendable: bool,
+    /// Who it is to be; none: who it was.
+    pub identity: Option<Identity>,
+    /// How large it is to be.
+    pub wanted: Wanted,
+    /// Whether it gets a network card.
+    pub has_network: bool,
 }
 
 /// A guest that runs. Dropped, it ends, and its mirror is served no more.
@@ -59,8 +74,14 @@ pub struct Resumed {
     pub console: ConsoleDoor,
     /// Where others are let in.
     pub console_path: PathBuf,
-    /// The agent's port.
-    pub agent: Option<UnixStream>,
+    /// The helper in it, where there is one.
+    pub helper: Mutex<Option<Helper>>,
+    /// Who it says it is, and when it did, counted from the start of the monitor's process.
+    pub identity: Option<(Confirmed, Duration)>,
+    /// What it was grown to.
+    pub grown: Option<Grown>,
+    /// The address of its network card.
+    pub network: Option<MacAddress>,
     /// The machine.
     pub machine: VersionId,
     /// Its disk.
@@ -71,8 +92,13 @@ pub struct Resumed {
     pub answered: Option<Duration>,
     /// True where its memory was mapped from a file on this host that has all of it.
     pub memory_was_here: bool,
-    served: Box<dyn ServedDisk>,
-    _memory: MemorySource,
+    shape: MachineShape,
+    has_helper: bool,
+    mirror: Option<Arc<Mirror>>,
+    served: Mutex<Option<Box<dyn ServedDisk>>>,
+    own_memory: Option<Arc<OwnedFd>>,
+    /// Goes last: the guest maps it.
+    _memory: Arc<MemorySource>,
     recorded: Option<Arc<RecordedReads>>,
 }
 
@@ -82,12 +108,31 @@ impl Resumed {
         self.recorded.as_ref().map(|recorded| recorded.reads())
     }
 
+    /// What a suspend needs.
+    ///
+    /// # Errors
+    /// `Refused` where its memory is not a copy of its own, or its disk another process's.
+    pub fn suspendable(&self) -> Result<Suspendable<'_>> {
+        let refused = |reason: &str| {
+            Error::new(Kind::Refused, "suspend", self.machine.to_string())
+                .because(reason.to_string())
+        };
+        let memory = self.own_memory.as_ref().ok_or_else(|| {
+            refused("its memory is shared with other copies")
+                .hint("resume it with `--suspendable`, which copies the memory first")
+        })?;
+        let mirror = self.mirror.as_ref();
+        let mirror = mirror.ok_or_else(|| refused("its disk is served by this host's daemon"))?;
+        let (guest, shape, has_helper) = (&*self.guest, self.shape, self.has_helper);
+        Ok(Suspendable { guest, memory, shape, has_helper, mirror })
+    }
+
     /// Ends guest and monitor, and the serving of its mirror; throws that away if asked to.
-    pub fn end(self, discard: bool) -> Result<()> {
+    /// Idempotent.
+    pub fn end(&self, discard: bool) -> Result<()> {
         self.guest.kill();
-        let Resumed { guest, console, served, .. } = self;
-        drop((guest, console));
-        served.end(discard)
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner).take();
+        served.map_or(Ok(()), |served| served.end(discard))
     }
 }
 
@@ -232,11 +277,35 @@ fn check(
         let reason = "its state is of the accelerator kvm, which does not work on this host";
         return Err(refused(reason.to_string()));
     }
-    let host = monitor.facts(Some(accelerator))?;
+    let host = monitor.facts(accelerator, &record.shape)?;
     let devices = monitor.devices(&record.shape)?;
     match obstacle(record, &host, &devices) {
         Some(reason) => Err(refused(reason)),
         None => Ok(()),
+    }
+}
+
+/// Refuses what only a helper in the guest could do, where there is none.
+fn require_helper(machine: &Machine, request: &ResumeRequest) -> Result<()> {
+    let record = &machine.record;
+    let refused = |reason: &str| {
+        Err(Error::new(Kind::Refused, "resume", machine.version.id.to_string())
+            .because(reason.to_string()))
+    };
+    if request.is_suspendable && request.wanted != Wanted::default() {
+        return refused("a guest that was grown cannot be suspended");
+    }
+    if record.has_helper {
+        return Ok(());
+    }
+    if request.identity.is_some() {
+        return refused("no helper in it can give it an identity of its own").map_err(|error| {
+            error.hint("`--no-identity` makes a copy that takes itself for the original")
+        });
+    }
+    match request.wanted == Wanted::default() {
+        true => Ok(()),
+        false => refused("no helper in it can take processors and memory that are added"),
     }
 }
 
@@ -253,6 +322,7 @@ pub fn resume(
     request: &ResumeRequest,
 ) -> Result<Resumed> {
     let subject = machine.version.id.to_string();
+    require_helper(machine, request)?;
     let failed = |error| Error::io("resume", subject.clone(), error);
     let mount = request.folder.join("memory");
     std::fs::create_dir_all(&mount).map_err(failed)?;
@@ -262,10 +332,17 @@ pub fn resume(
             let (memory, reads) = MemorySource::recorded(view, &version.id, &mount)?;
             (memory, Some(reads))
         }
-        false => (MemorySource::open(view, &version.id, &mount)?, None),
+        false if request.is_suspendable => {
+            (MemorySource::copied(view, machine.record.shape.memory_len)?, None)
+        }
+        false => {
+            let is_known = working_set::is_known(repository, version);
+            (MemorySource::open(view, &version.id, &mount, is_known)?, None)
+        }
     };
-    if !memory.is_complete() && !request.is_recorded {
-        working_set::bring(repository, version, view);
+    let memory = Arc::new(memory);
+    if memory.copy().is_none() && !request.is_recorded {
+        bring_working_set(repository, version, view, &memory);
     }
     let state = read_state(&*machine.view, &machine.record, &subject)?;
     let served = disks.serve(&machine.disk.id, &request.mirror)?;
@@ -275,39 +352,112 @@ pub fn resume(
         drive: served.drive(),
         memory: memory.path().to_path_buf(),
         memory_fds: memory.fds().to_vec(),
-        is_memory_shared: false,
+        is_memory_shared: memory.copy().is_some(),
         state,
     });
-    let started = started.and_then(|(mut guest, times)| {
-        let bug = || Error::new(Kind::Bug, "resume", "a guest without a console");
-        let mut console = ConsoleDoor::new(guest.take_console().ok_or_else(bug)?)?;
-        let answered = match request.waits_for_answer {
-            true => Some(console.ask(ANSWER_MAX).map(|()| began.elapsed())?),
-            false => None,
-        };
-        let console_path = request.folder.join("console");
-        console.open(&console_path)?;
-        Ok((guest, console, console_path, times, answered))
-    });
-    let (mut guest, console, console_path, times, answered) = match started {
-        Ok(started) => started,
+    let started = started
+        .and_then(|(guest, times)| Birth { machine, request, began }.of(guest, times, &subject));
+    let born = match started {
+        Ok(born) => born,
         Err(error) => {
             let _ = served.end(true);
             return Err(error);
         }
     };
     Ok(Resumed {
-        agent: guest.take_agent(),
-        guest,
-        console,
-        console_path,
+        guest: born.guest,
+        console: born.console,
+        console_path: born.console_path,
+        helper: Mutex::new(born.helper),
+        identity: born.identity,
+        grown: born.grown,
+        network: born.network,
         machine: machine.version.id.clone(),
         disk: machine.disk.id.clone(),
-        times,
-        answered,
+        times: born.times,
+        answered: born.answered,
         memory_was_here: memory.is_complete(),
-        served,
+        shape: machine.record.shape,
+        has_helper: machine.record.has_helper,
+        mirror: served.mirror().cloned(),
+        served: Mutex::new(Some(served)),
+        own_memory: memory.copy().cloned(),
         _memory: memory,
         recorded,
     })
+}
+
+/// Brings what a resume needs, while the monitor starts.
+fn bring_working_set(
+    repository: &Repository,
+    version: &VersionRecord,
+    view: &Arc<ReadOnlyView>,
+    memory: &Arc<MemorySource>,
+) {
+    let (repository, version) = (repository.clone(), version.clone());
+    let (view, memory) = (view.clone(), Arc::downgrade(memory));
+    let bring = move || {
+        let Some(reads) = working_set::bring(&repository, &version, &view) else { return };
+        drop(view);
+        if let Some(memory) = memory.upgrade() {
+            memory.warm(&reads);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("working-set".into()).spawn(bring) {
+        tracing::debug!(%error, "no working set is brought");
+    }
+}
+
+/// From a guest that runs to one that has answered, is somebody, and is as large as was wanted.
+struct Birth<'a> {
+    machine: &'a Machine,
+    request: &'a ResumeRequest,
+    began: Instant,
+}
+
+struct Born {
+    guest: Box<dyn LiveGuest>,
+    console: ConsoleDoor,
+    console_path: PathBuf,
+    helper: Option<Helper>,
+    identity: Option<(Confirmed, Duration)>,
+    grown: Option<Grown>,
+    network: Option<MacAddress>,
+    times: ResumeTimes,
+    answered: Option<Duration>,
+}
+
+impl Birth<'_> {
+    fn of(&self, mut guest: Box<dyn LiveGuest>, times: ResumeTimes, subject: &str) -> Result<Born> {
+        let Birth { machine, request, began } = *self;
+        let bug = || Error::new(Kind::Bug, "resume", "a guest without a console");
+        let mut console = ConsoleDoor::new(guest.take_console().ok_or_else(bug)?)?;
+        let answered = match request.waits_for_answer {
+            true => Some(console.ask(ANSWER_MAX).map(|()| began.elapsed())?),
+            false => None,
+        };
+        let port = guest.take_helper().filter(|_| machine.record.has_helper);
+        let mut helper = port.map(Helper::new);
+        let failed = |error: Error| Error::new(error.kind(), "resume", subject).caused_by(error);
+        let identity = match (&request.identity, &mut helper) {
+            (Some(identity), Some(helper)) => {
+                let confirmed = identity.give(helper, &SystemClock, HELPER_MAX).map_err(failed)?;
+                Some((confirmed, began.elapsed()))
+            }
+            _ => None,
+        };
+        let network = match request.has_network {
+            true => Some(guest.add_network().map_err(failed)?),
+            false => None,
+        };
+        let grown = match &mut helper {
+            Some(helper) if request.wanted != Wanted::default() => {
+                Some(guest.grow(helper, request.wanted, HELPER_MAX).map_err(failed)?)
+            }
+            _ => None,
+        };
+        let console_path = request.folder.join("console");
+        console.open(&console_path)?;
+        Ok(Born { guest, console, console_path, helper, identity, grown, network, times, answered })
+    }
 }

@@ -105,6 +105,12 @@ impl Device for RecordedReads {
     }
 }
 
+/// Whether somebody has noted what a resume of a machine needs.
+pub fn is_known(repository: &Repository, version: &VersionRecord) -> bool {
+    let sets = repository.catalog().boot_sets(version.facts.content);
+    sets.is_ok_and(|sets| sets.iter().any(|set| set.name == RESUME))
+}
+
 /// Begins to bring what a resume of a machine needs. Runs of bytes in the order in which they will be
 /// needed; none where nobody has noted them yet.
 pub fn bring(

@@ -1,7 +1,7 @@
 //! The record of a machine as bytes: the last 64 KiB of its version.
 //!
 //! ```text
-//! | LMCH | format | origin u8, zeros 7 | memory | memory max | slots u32 | cpus u32 | cpus max u32 |
+//! | LMCH | format | origin u8, helper u8, zeros 6 | memory | memory max | slots u32 | cpus u32 | cpus max u32 |
 //! | state offset | state len | state digest | disk content |
 //! | monitor | version | accelerator | machine type | cpu model |       each a text
 //! | feature count | features ... | device count | devices ... |         texts
@@ -41,7 +41,8 @@ pub fn encode_machine(record: &MachineRecord) -> Result<Vec<u8>, FormatError> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&MACHINE_FORMAT.to_le_bytes());
-    bytes.extend_from_slice(&[origin_code(record.origin), 0, 0, 0, 0, 0, 0, 0]);
+    let helper = u8::from(record.has_helper);
+    bytes.extend_from_slice(&[origin_code(record.origin), helper, 0, 0, 0, 0, 0, 0]);
     let shape = &record.shape;
     bytes.extend_from_slice(&shape.memory_len.to_le_bytes());
     bytes.extend_from_slice(&shape.memory_max_len.to_le_bytes());
@@ -89,10 +90,14 @@ pub fn decode_machine(bytes: &[u8]) -> Result<MachineRecord, FormatError> {
     }
     let mut cursor = Cursor::new(WHAT, bytes);
     cursor.preamble(MAGIC, MACHINE_FORMAT)?;
-    let [code, reserved @ ..] = cursor.array::<8>()?;
-    if reserved != [0; 7] {
-        return Err(cursor.unsound_before(7, "reserved", 1));
+    let [code, helper, reserved @ ..] = cursor.array::<8>()?;
+    if reserved != [0; 6] {
+        return Err(cursor.unsound_before(6, "reserved", 1));
     }
+    if helper > 1 {
+        return Err(cursor.unsound_before(7, "helper", helper.into()));
+    }
+    let has_helper = helper == 1;
     let origin = origin_of(code).ok_or(cursor.unsound_before(8, "origin", code.into()))?;
     let (memory_len, memory_max_len) = (cursor.u64()?, cursor.u64()?);
     let [memory_slots, cpus, cpus_max] = [cursor.u32()?, cursor.u32()?, cursor.u32()?];
@@ -120,7 +125,7 @@ pub fn decode_machine(bytes: &[u8]) -> Result<MachineRecord, FormatError> {
     }
     let monitor =
         MonitorFacts { name, version, accelerator, machine_type, cpu_model, cpu_features, devices };
-    let record = MachineRecord { origin, shape, state, disk, monitor };
+    let record = MachineRecord { origin, has_helper, shape, state, disk, monitor };
     match record.is_sound() {
         true => Ok(record),
         false => Err(FormatError::Unsound { what: WHAT, field: "sizes", offset: 16, value: 0 }),
@@ -172,6 +177,7 @@ mod tests {
         let text = |text: &str| text.to_string();
         MachineRecord {
             origin: MachineOrigin::Baked,
+            has_helper: true,
             shape: MachineShape {
                 cpus: 1,
                 cpus_max: 8,

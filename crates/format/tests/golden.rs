@@ -8,14 +8,14 @@ mod fixtures;
 use std::path::PathBuf;
 
 use fixtures::{
-    entry_digest, golden_boot_set, golden_manifest, golden_manifest_encoded, golden_map,
-    golden_names, golden_record, pack, pack_of, plain_entries, read_index, record_pack,
+    entry_digest, golden_boot_set, golden_machine, golden_manifest, golden_manifest_encoded,
+    golden_map, golden_names, golden_record, pack, pack_of, plain_entries, read_index, record_pack,
 };
 use format::boot_set::{decode_boot_set, encode_boot_set};
 use format::{
-    Encoding, EntryKind, decode, decode_manifest, decode_manifest_root, decode_names,
-    decode_names_header, decode_record, decode_segment_map, encode_names, encode_record,
-    encode_segment_map, record_digest,
+    Encoding, EntryKind, decode, decode_machine, decode_manifest, decode_manifest_root,
+    decode_names, decode_names_header, decode_record, decode_segment_map, encode_machine,
+    encode_names, encode_record, encode_segment_map, record_digest,
 };
 use model::VersionKind;
 
@@ -101,6 +101,13 @@ fn the_golden_names_read_back_and_are_written_again_alike() {
 }
 
 #[test]
+fn the_golden_machine_reads_back_and_is_encoded_again_alike() {
+    let bytes = golden("machine-1.bin");
+    assert_eq!(decode_machine(&bytes).unwrap(), golden_machine());
+    assert_eq!(encode_machine(&golden_machine()).unwrap(), bytes);
+}
+
+#[test]
 #[ignore = "writes the golden files of a new format number, once; refuses to touch those there are"]
 fn write_golden_files_that_are_missing() {
     let encoded = golden_manifest_encoded();
@@ -108,6 +115,7 @@ fn write_golden_files_that_are_missing() {
         ("pack-1.bin", pack().bytes),
         ("segment-map-1.bin", encode_segment_map(&golden_map())),
         ("manifest-1.bin", encoded.root),
+        ("machine-1.bin", encode_machine(&golden_machine()).unwrap()),
         ("record-1.bin", encode_record(&golden_record())),
         ("pack-1-record.bin", record_pack().bytes),
         ("names-2.bin", encode_names(&golden_names().0, &golden_names().1)),

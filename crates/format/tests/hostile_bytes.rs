@@ -6,14 +6,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use fixtures::{
-    golden_boot_set, golden_manifest_encoded, golden_map, golden_names, golden_record, noise, pack,
-    read_index,
+    golden_boot_set, golden_machine, golden_manifest_encoded, golden_map, golden_names,
+    golden_record, noise, pack, read_index,
 };
 use format::boot_set::{decode_boot_set, encode_boot_set};
 use format::{
-    Encoder, Encoding, FormatError, PLAIN_LEN_MAX, PackIndex, decode, decode_manifest,
-    decode_manifest_root, decode_names, decode_record, decode_segment_map, encode_manifest,
-    encode_names, encode_record, encode_segment_map,
+    Encoder, Encoding, FormatError, PLAIN_LEN_MAX, PackIndex, decode, decode_machine,
+    decode_manifest, decode_manifest_root, decode_names, decode_record, decode_segment_map,
+    encode_machine, encode_manifest, encode_names, encode_record, encode_segment_map,
 };
 use model::block::BLOCKS_PER_SEGMENT;
 use model::map::CHUNK_BLOCKS_MAX;
@@ -198,6 +198,7 @@ proptest! {
         prop_assert!(root.is_err());
         prop_assert!(within(2 * bytes.len() + SMALL, || decode_record(&bytes)).is_err());
         prop_assert!(within(2 * bytes.len() + SMALL, || decode_names(&bytes)).is_err());
+        prop_assert!(within(2 * bytes.len() + SMALL, || decode_machine(&bytes)).is_err());
         let _ = format::pack::check_header(&bytes);
         let _ = bounded_decode(Encoding::Zstd, &bytes, plain_len);
         let _ = bounded_decode(Encoding::Plain, &bytes, plain_len);
@@ -285,6 +286,25 @@ proptest! {
         let decoded = within(bound, || decode_manifest(&root, &leaves));
         if let (Ok(manifest), true) = (decoded, number < 3) {
             prop_assert_eq!(&encode_manifest(&manifest).leaves[0].bytes, &leaves[0]);
+        }
+    }
+
+    #[test]
+    fn a_spoiled_machine_is_refused_or_is_the_encoding_of_another(
+        changes in vec(spoil(), 1..4),
+        is_sealed in any::<bool>(),
+    ) {
+        let mut bytes = apply(encode_machine(&golden_machine()).unwrap(), &changes);
+        if is_sealed {
+            // A checksum that fits: what lies before it must be looked at all the same.
+            let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            if let Some(start) = end.checked_sub(32) {
+                let sum = *blake3::hash(&bytes[..start]).as_bytes();
+                bytes[start..end].copy_from_slice(&sum);
+            }
+        }
+        if let Ok(record) = within(8 * bytes.len() + SMALL, || decode_machine(&bytes)) {
+            prop_assert_eq!(encode_machine(&record).unwrap(), bytes);
         }
     }
 

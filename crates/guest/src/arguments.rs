@@ -19,7 +19,7 @@ use crate::config::{Console, Drive, Growth, GuestConfig, Network};
 // Where the devices of a machine that may grow are on its PCI Express bus. What is saved with them
 // there is found there again, so these never change.
 const RANDOM_SLOT: usize = 2;
-const AGENT_SLOT: usize = 3;
+const HELPER_SLOT: usize = 3;
 const DRIVE_SLOT: usize = 4;
 const PORT_SLOT: u32 = 0x10;
 
@@ -33,17 +33,19 @@ pub struct InheritedSockets {
     pub qmp: RawFd,
     /// The console, where a program reads it.
     pub console: Option<RawFd>,
-    /// The agent's port, where the guest may grow.
-    pub agent: Option<RawFd>,
-    /// The socket on which those are listened to who speak with QEMU's own agent in the guest.
+    /// The helper's port, where the guest may grow.
+    pub helper: Option<RawFd>,
+    /// The port of QEMU's own guest agent, where the guest may grow.
     pub guest_agent: Option<RawFd>,
+    /// The socket on which those are listened to who speak with that agent, where it may not.
+    pub agent_listener: Option<RawFd>,
 }
 
-/// The name by which QEMU's own agent finds its port.
-const GUEST_AGENT_PORT: &str = "org.qemu.guest_agent.0";
+/// The name of the helper's port in the guest: `/dev/virtio-ports/` and this.
+pub const HELPER_PORT: &str = "larder.agent.0";
 
-/// The name of the agent's port in the guest: `/dev/virtio-ports/` and this.
-pub const AGENT_PORT: &str = "larder.agent.0";
+/// The name by which QEMU's guest agent finds its port.
+const GUEST_AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
 /// The devices that a guest sees, as QEMU is told of them, in order; a balloon is left out.
 ///
@@ -51,7 +53,13 @@ pub const AGENT_PORT: &str = "larder.agent.0";
 /// As [`plan`].
 pub fn devices(config: &GuestConfig) -> Result<Vec<String>> {
     let none = Some(0);
-    let sockets = InheritedSockets { qmp: 0, console: none, agent: none, guest_agent: None };
+    let sockets = InheritedSockets {
+        qmp: 0,
+        console: none,
+        helper: none,
+        guest_agent: none,
+        agent_listener: config.guest_agent.as_ref().map(|_| 0),
+    };
     let config = GuestConfig { has_balloon: false, ..config.clone() };
     let arguments = plan(&config, Accelerator::Tcg, sockets)?;
     let value =
@@ -93,7 +101,7 @@ pub fn plan(
         line.drive(index, drive, &place)?;
     }
     if let Some(growth) = &config.growth {
-        line.growth(growth, config.has_balloon, sockets.agent)?;
+        line.growth(growth, config.has_balloon, sockets)?;
     }
     match config.network {
         Network::None => line.option("-nic", "none"),
@@ -102,7 +110,9 @@ pub fn plan(
             line.option("-device", "virtio-net-pci,netdev=network,romfile=");
         }
     }
-    if let Some(fd) = sockets.guest_agent {
+    if let (None, true, Some(fd)) =
+        (&config.growth, config.guest_agent.is_some(), sockets.agent_listener)
+    {
         line.option("-device", "virtio-serial-pci,id=guest-agent-ports");
         line.option("-chardev", format!("socket,id=guest-agent,fd={fd},server=on,wait=off"));
         let port = "virtserialport,bus=guest-agent-ports.0,chardev=guest-agent";
@@ -169,8 +179,8 @@ impl Line {
         }
     }
 
-    /// Empty ports, an agent's port, and what tells the guest that it is a copy.
-    fn growth(&mut self, growth: &Growth, balloon: bool, agent: Option<RawFd>) -> Result<()> {
+    /// Empty ports, the helper's port, and what tells the guest that it is a copy.
+    fn growth(&mut self, growth: &Growth, balloon: bool, sockets: InheritedSockets) -> Result<()> {
         for port in 0..growth.port_count {
             let (slot, chassis) = (PORT_SLOT + port, port + 1);
             self.option(
@@ -181,17 +191,23 @@ impl Line {
                 ),
             );
         }
-        let agent = agent.ok_or_else(|| {
-            Error::new(Kind::Bug, "start", "the guest").because("no socket for its agent")
-        })?;
+        let (Some(helper), Some(agent)) = (sockets.helper, sockets.guest_agent) else {
+            return Err(Error::new(Kind::Bug, "start", "the guest")
+                .because("no sockets for its helper and its agent"));
+        };
         self.option(
             "-device",
-            format!("virtio-serial-pci,id=ports,bus=pcie.0,addr={AGENT_SLOT:#x}"),
+            format!("virtio-serial-pci,id=ports,bus=pcie.0,addr={HELPER_SLOT:#x}"),
         );
-        self.option("-chardev", format!("socket,id=agent,fd={agent}"));
+        self.option("-chardev", format!("socket,id=helper,fd={helper}"));
         self.option(
             "-device",
-            format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"),
+            format!("virtserialport,bus=ports.0,chardev=helper,name={HELPER_PORT}"),
+        );
+        self.option("-chardev", format!("socket,id=guest-agent,fd={agent}"));
+        self.option(
+            "-device",
+            format!("virtserialport,bus=ports.0,chardev=guest-agent,name={GUEST_AGENT_PORT}"),
         );
         self.option("-device", "vmgenid,guid=auto,id=generation");
         if balloon && growth.port_count > 0 {
@@ -299,10 +315,17 @@ mod tests {
     use super::*;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::UnixListener;
     use std::path::PathBuf;
+    use std::sync::Arc;
 
-    const SOCKETS: InheritedSockets =
-        InheritedSockets { qmp: 7, console: Some(8), agent: Some(9), guest_agent: Some(10) };
+    const SOCKETS: InheritedSockets = InheritedSockets {
+        qmp: 7,
+        console: Some(8),
+        helper: Some(9),
+        guest_agent: Some(10),
+        agent_listener: Some(11),
+    };
 
     fn planned(config: &GuestConfig) -> Vec<String> {
         let arguments = plan(config, Accelerator::Tcg, SOCKETS).unwrap();
@@ -340,8 +363,12 @@ mod tests {
 
     #[test]
     fn qemus_own_agent_gets_its_port() {
-        let arguments = planned(&GuestConfig::new(vec![], Console::None));
-        let listens = "socket,id=guest-agent,fd=10,server=on,wait=off";
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("agent")).unwrap();
+        let guest_agent = Some(Arc::new(listener));
+        let arguments =
+            planned(&GuestConfig { guest_agent, ..GuestConfig::new(vec![], Console::None) });
+        let listens = "socket,id=guest-agent,fd=11,server=on,wait=off";
         assert!(values(&arguments, "-chardev").contains(&listens));
         let devices = values(&arguments, "-device");
         assert!(devices.iter().any(|device| device.ends_with("name=org.qemu.guest_agent.0")));

@@ -78,7 +78,7 @@ pub struct MemoryFile {
     pub is_shared: bool,
 }
 
-/// What a guest may be grown by while it runs. Its machine has empty slots, and an agent's port.
+/// What a guest may be grown by while it runs. Its machine has empty slots, and a helper's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Growth {
     /// Processors there may be.
@@ -116,7 +116,7 @@ pub struct GuestConfig {
     pub machine_type: Option<String>,
     /// The file that is its memory; none: memory of QEMU's own.
     pub memory_file: Option<MemoryFile>,
-    /// What it may be grown by, and the port of an agent; none: nothing.
+    /// What it may be grown by, and the port of a helper; none: nothing.
     pub growth: Option<Growth>,
     /// Whether a balloon is in the last of its ports, to be taken out before it is saved.
     pub has_balloon: bool,

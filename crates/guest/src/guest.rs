@@ -53,7 +53,8 @@ pub struct Guest {
     qmp: Qmp,
     console: Option<ScriptedConsole>,
     console_stream: Option<UnixStream>,
-    agent: Option<UnixStream>,
+    helper: Option<UnixStream>,
+    guest_agent: Option<UnixStream>,
     fate: Arc<Fate>,
     keeper: Option<JoinHandle<()>>,
     outlives_parent: bool,
@@ -86,25 +87,30 @@ impl Guest {
             }
             _ => (None, None),
         };
-        let (agent, qemus_agent) = match config.growth {
-            Some(_) => {
-                let (ours, qemus) = UnixStream::pair().map_err(failed)?;
-                (Some(ours), Some(qemus))
+        let port = || -> Result<_> {
+            match config.growth {
+                Some(_) => {
+                    let (ours, qemus) = UnixStream::pair().map_err(failed)?;
+                    Ok((Some(ours), Some(qemus)))
+                }
+                None => Ok((None, None)),
             }
-            None => (None, None),
         };
+        let ((helper, qemus_helper), (guest_agent, qemus_guest_agent)) = (port()?, port()?);
         let listener = config.guest_agent.as_ref().map(|listener| listener.try_clone());
         let listener = listener.transpose().map_err(failed)?;
         let sockets = InheritedSockets {
             qmp: qemus_qmp.as_raw_fd(),
             console: qemus_console.as_ref().map(AsRawFd::as_raw_fd),
-            agent: qemus_agent.as_ref().map(AsRawFd::as_raw_fd),
-            guest_agent: listener.as_ref().map(AsRawFd::as_raw_fd),
+            helper: qemus_helper.as_ref().map(AsRawFd::as_raw_fd),
+            guest_agent: qemus_guest_agent.as_ref().map(AsRawFd::as_raw_fd),
+            agent_listener: listener.as_ref().map(AsRawFd::as_raw_fd),
         };
         let mut command = Command::new(&config.program);
         command.args(arguments::plan(config, accelerator, sockets)?);
         give_streams(&mut command, config);
-        let sockets = [Some(qemus_qmp), qemus_console, qemus_agent].into_iter().flatten();
+        let sockets =
+            [Some(qemus_qmp), qemus_console, qemus_helper, qemus_guest_agent].into_iter().flatten();
         let mut inherited: Vec<Arc<OwnedFd>> =
             sockets.map(|s| Arc::new(OwnedFd::from(s))).collect();
         inherited.extend(listener.map(|listener| Arc::new(OwnedFd::from(listener))));
@@ -137,7 +143,8 @@ impl Guest {
             qmp,
             console: None,
             console_stream: None,
-            agent,
+            helper,
+            guest_agent,
             fate,
             keeper,
             outlives_parent: config.outlives_parent,
@@ -182,9 +189,14 @@ impl Guest {
         self.console_stream.take()
     }
 
-    /// The host's end of the agent's port, where the guest may grow; none the second time.
-    pub fn take_agent(&mut self) -> Option<UnixStream> {
-        self.agent.take()
+    /// The host's end of the helper's port, where the guest may grow; none the second time.
+    pub fn take_helper(&mut self) -> Option<UnixStream> {
+        self.helper.take()
+    }
+
+    /// The host's end of the port of QEMU's guest agent, where the guest may grow; none the second time.
+    pub fn take_guest_agent(&mut self) -> Option<UnixStream> {
+        self.guest_agent.take()
     }
 
     /// Waits until QEMU has ended, or until the limit; none when it still runs.

@@ -72,7 +72,7 @@ impl Files {
         config.memory_file = Some(MemoryFile { path, is_shared: !is_incoming });
         config.is_incoming = is_incoming;
         let mut guest = Guest::start(&config).unwrap();
-        let helper = Helper::new(guest.take_agent().unwrap());
+        let helper = Helper::new(guest.take_helper().unwrap());
         (guest, helper)
     }
 

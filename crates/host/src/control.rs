@@ -76,6 +76,10 @@ pub enum Request {
         /// How many bytes are wanted.
         bytes: u64,
     },
+    /// Keep the guest of a mirror as a machine. For who runs the guest, at [`guest_socket`].
+    ///
+    /// [`guest_socket`]: crate::mirrors::guest_socket
+    Suspend(SuspendOptions),
     /// What is asked of the owner of one mirror.
     Mirror {
         /// The mirror.
@@ -83,6 +87,45 @@ pub enum Request {
         /// What is asked of its owner.
         request: Box<Request>,
     },
+}
+
+/// What is wanted of a suspend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuspendOptions {
+    /// The image that gets the machine; none: the disk's, and `-suspended`.
+    pub to: Option<String>,
+    /// A tag for the machine.
+    pub tag: Option<String>,
+    /// True to end the guest afterwards.
+    pub end: bool,
+}
+
+/// What came of a suspend: the keys that programs read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SuspendOutcome {
+    /// The image.
+    pub image: String,
+    /// The machine's number.
+    pub version: u64,
+    /// The machine.
+    pub machine: String,
+    /// Its disk.
+    pub disk: String,
+    /// The machine's identity.
+    pub digest: String,
+    /// How long the guest stood still, in milliseconds.
+    pub pause_ms: f64,
+    /// Bytes of device state.
+    pub state_bytes: u64,
+    /// Plain bytes of the machine's blocks that the repository did not have.
+    pub new_bytes: u64,
+    /// Bytes that the repository grew by for the machine's memory and state.
+    pub memory_stored_bytes: u64,
+    /// Bytes that the repository grew by for its disk.
+    pub disk_stored_bytes: u64,
+    /// How long all of it took.
+    pub seconds: f64,
 }
 
 /// What a daemon is to attach.
@@ -118,6 +161,8 @@ pub enum Response {
     Released,
     /// The mirror is served.
     Attached(Box<Ready>),
+    /// The guest was kept as a machine.
+    Suspended(Box<SuspendOutcome>),
     /// How the daemon is.
     Host(Box<HostStatus>),
     /// Bytes that were given back.
@@ -184,6 +229,7 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Option<Response>> {
     match response {
         Response::Failed { message, hint } => {
             let whom = match request {
+                Request::Suspend(_) => "whoever runs the guest",
                 Request::Attach(_) | Request::Mirror { .. } => "the host's daemon",
                 _ => "the mirror's owner",
             };

@@ -536,6 +536,7 @@ impl Handler for Shared {
             | Request::Ready
             | Request::Detach { .. }
             | Request::Resize { .. }
+            | Request::Suspend(_)
             | Request::Wait => Err(Error::new(Kind::Invalid, "ask", "the host's daemon")
                 .because("which mirror is meant?")
                 .hint("{\"mirror\":{\"name\":NAME,\"request\":REQUEST}}")),

@@ -55,6 +55,11 @@ pub fn control_socket(state: &StateFolder, name: &MirrorName) -> PathBuf {
     state.mirror_folder(name).join("control")
 }
 
+/// Where whoever runs the guest of a mirror listens.
+pub fn guest_socket(state: &StateFolder, name: &MirrorName) -> PathBuf {
+    state.mirror_folder(name).join("guest")
+}
+
 /// Notes in a mirror's folder which repository it is of. Best effort: without the note nothing is
 /// checked.
 pub(crate) fn note_repository(state: &StateFolder, name: &MirrorName, repository: &Repository) {

@@ -415,6 +415,10 @@ impl Handler for Shared {
             Request::MakeRoom { bytes } => {
                 Ok(Response::Room { freed_bytes: self.state.make_room(bytes)? })
             }
+            Request::Suspend(_) => {
+                Err(Error::new(Kind::Invalid, "ask", self.mirror.name().as_str())
+                    .because("that is for whoever runs its guest; this is the mirror's owner"))
+            }
             Request::Attach(_) | Request::Mirror { .. } => {
                 Err(Error::new(Kind::Invalid, "ask", self.mirror.name().as_str())
                     .because("that is for a host's daemon; this is one mirror's owner"))

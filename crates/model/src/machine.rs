@@ -79,6 +79,8 @@ pub struct MachineShape {
 pub struct MachineRecord {
     /// How it came to be.
     pub origin: MachineOrigin,
+    /// Whether Larder's helper runs in the guest.
+    pub has_helper: bool,
     /// Processors and memory.
     pub shape: MachineShape,
     /// The device state.

@@ -94,6 +94,7 @@ pub struct MemoryTree {
 struct State {
     images: BTreeMap<ImageName, Vec<Arc<MemoryDevice>>>,
     mirrors: BTreeMap<MirrorName, (ImageName, Arc<MemoryDevice>)>,
+    versions_are_mapped: bool,
 }
 
 impl State {
@@ -110,6 +111,11 @@ impl MemoryTree {
         let versions = state.images.entry(image.clone()).or_default();
         versions.push(Arc::new(MemoryDevice::read_only(bytes)));
         version_id(image, versions.len())
+    }
+
+    /// Lets versions be opened for writing, by those who only map them.
+    pub fn let_versions_be_mapped(&self) {
+        self.state().versions_are_mapped = true;
     }
 
     /// Adds a mirror that belongs to an image and holds these bytes.
@@ -146,6 +152,10 @@ fn version_id(image: &ImageName, count: usize) -> VersionId {
 }
 
 impl Tree for MemoryTree {
+    fn versions_are_mapped(&self) -> bool {
+        self.state().versions_are_mapped
+    }
+
     fn images(&self) -> Result<Vec<ImageName>> {
         Ok(self.state().images.keys().cloned().collect())
     }

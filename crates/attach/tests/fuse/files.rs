@@ -376,3 +376,37 @@ fn many_threads_read_and_write_at_once() {
     let bytes = mounted.mirror_bytes();
     assert!((0..16).all(|thread| bytes[thread * len / 16] == thread as u8 * 8 + 8));
 }
+
+#[test]
+fn a_version_that_is_mapped_opens_for_writing_and_takes_none() {
+    let tree = attach::fuse::MemoryTree::default();
+    let bytes = pattern(1 << 20, 7);
+    tree.add_version(&image("machine"), bytes.clone());
+    tree.let_versions_be_mapped();
+    let mounted = Mounted::new(tree);
+    let path = mounted.path("machine/1");
+    let file = open_for_writing(&path);
+    assert!(file.write_at(b"x", 0).is_err());
+    assert!(file.set_len(4096).is_err());
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    assert!(rustix::fs::fallocate(&file, punch, 0, 4096).is_err());
+    assert!(rustix::fs::fallocate(&file, FallocateFlags::ZERO_RANGE, 0, 4096).is_err());
+    assert!(OpenOptions::new().write(true).truncate(true).open(&path).is_err());
+    // SAFETY: a new private mapping of a file that stays mounted; it is read and written below within
+    // its length only, and unmapped before the file is closed.
+    let first = unsafe {
+        let length = bytes.len();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let start =
+            rustix::mm::mmap(std::ptr::null_mut(), length, access, MapFlags::PRIVATE, &file, 0)
+                .unwrap();
+        let mapped = std::slice::from_raw_parts_mut(start.cast::<u8>(), length);
+        assert!(*mapped == bytes[..]);
+        mapped[0] = !mapped[0];
+        let first = mapped[0];
+        rustix::mm::munmap(start, length).unwrap();
+        first
+    };
+    assert_eq!(first, !bytes[0]);
+    assert!(std::fs::read(&path).unwrap() == bytes, "what was written to the mapping stays there");
+}

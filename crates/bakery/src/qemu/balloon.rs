@@ -5,8 +5,6 @@
 //! so when the balloon lets go of them. Then the balloon is unplugged: a guest that is resumed has
 //! none, since it could punch holes into the file that its siblings read.
 //!
-//! Page cache is left alone: its pages are blocks of the disk, which are stored already.
-//!
 //! **Failure**: a guest without a driver for it gives nothing; one that does not let go of the device
 //! cannot be saved.
 
@@ -34,7 +32,7 @@ const QUIET: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Free memory that the guest keeps, in bytes: what it needs while it gives the rest.
-const KEPT: u64 = 4 << 20;
+const KEPT: u64 = 2 << 20;
 
 /// Takes the free memory of a guest of `memory_len` bytes, gives it back as zeros, and unplugs the
 /// balloon. Bytes that were free.

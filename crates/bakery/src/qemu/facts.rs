@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use guest::{Accelerator, Console, Guest, GuestConfig, Qmp, pick_accelerator};
+use guest::{Accelerator, Console, Guest, GuestConfig, Qmp};
 use model::machine::MonitorFacts;
 use model::{Error, Kind, Result};
 use serde_json::{Value, json};
@@ -17,11 +17,7 @@ use serde_json::{Value, json};
 const FILE: &str = "qemu.json";
 
 /// What this host's QEMU is.
-pub(super) fn of_host(
-    accelerator: Option<Accelerator>,
-    folder: Option<&Path>,
-) -> Result<MonitorFacts> {
-    let accelerator = accelerator.unwrap_or_else(pick_accelerator);
+pub(super) fn of_host(accelerator: Accelerator, folder: Option<&Path>) -> Result<MonitorFacts> {
     let file = folder.map(|folder| folder.join(format!("{accelerator}-{FILE}")));
     let key = key()?;
     if let Some(kept) = file.as_deref().and_then(|file| read(file, &key)) {

@@ -1,5 +1,4 @@
 //! An archive of tiny packages, and a folder to build from it in.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -31,7 +31,8 @@ pub struct Bake {
     #[arg(long, default_value = "256MiB")]
     memory: Length,
     /// How it is known that the guest is ready: `login`, its console asks who logs in; `port`, it
-    /// writes a line to its port `larder.agent.0`.
+    /// writes a line to its port `larder.agent.0`; `helper`, Larder's helper in it answers; `agent`, QEMU's
+    /// guest agent in it does.
     #[arg(long, default_value = "login", value_parser = parse_ready)]
     ready: Ready,
     /// How many seconds the guest may take until it is ready.
@@ -43,6 +44,9 @@ pub struct Bake {
     /// Store memory that the guest has freed as it is, instead of asking the guest for it.
     #[arg(long)]
     keep_free_memory: bool,
+    /// Put no helper into the guest. Its copies then have no identity of their own and cannot be grown.
+    #[arg(long)]
+    no_helper: bool,
 }
 
 impl Bake {
@@ -60,6 +64,7 @@ impl Bake {
             timeout: Duration::from_secs(self.timeout),
             accelerator: self.accel,
             keep_free_memory: self.keep_free_memory,
+            installs_helper: !self.no_helper,
             progress: &progress,
             cancel: cancel_flag()?,
         };
@@ -82,6 +87,7 @@ impl Bake {
                 "memory_data_bytes": machine.facts.data_len,
                 "memory_new_bytes": published.new_len,
                 "memory_stored_bytes": published.stored_len,
+                "has_helper": baked.has_helper,
                 "given_back_bytes": baked.given_back_len,
                 "disk_dirty_bytes": published.disk_dirty_len,
                 "disk_stored_bytes": published.disk_stored_len,
@@ -107,6 +113,8 @@ fn parse_ready(word: &str) -> Result<Ready, String> {
     match word {
         "login" => Ok(Ready::Login),
         "port" => Ok(Ready::Port),
-        _ => Err("it is neither `login` nor `port`".to_string()),
+        "helper" => Ok(Ready::Helper),
+        "agent" => Ok(Ready::Agent),
+        _ => Err("it is none of `login`, `port`, `helper`, `agent`".to_string()),
     }
 }

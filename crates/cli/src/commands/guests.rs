@@ -72,6 +72,14 @@ impl Served {
         Ok(Served::Here(Box::new(owner)))
     }
 
+    /// The mirror, where this process owns it.
+    pub fn mirror(&self) -> Option<&Arc<Mirror>> {
+        match self {
+            Served::Here(owner) => Some(owner.mirror()),
+            Served::ByDaemon => None,
+        }
+    }
+
     pub fn stop(
         self,
         repository: impl FnOnce() -> Result<Repository>,
@@ -176,10 +184,7 @@ impl ServedDisk for Disk {
     }
 
     fn mirror(&self) -> Option<&Arc<Mirror>> {
-        match &self.served {
-            Some(Served::Here(owner)) => Some(owner.mirror()),
-            _ => None,
-        }
+        self.served.as_ref().and_then(Served::mirror)
     }
 
     fn end(mut self: Box<Self>, discard: bool) -> Result<()> {

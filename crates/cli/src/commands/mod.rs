@@ -36,6 +36,7 @@ mod sign;
 mod stages;
 mod stats;
 mod stream;
+mod suspend;
 mod tag;
 mod write;
 
@@ -77,6 +78,7 @@ pub enum Command {
     Stages(stages::Stages),
     Bake(bake::Bake),
     Resume(resume::Resume),
+    Suspend(suspend::Suspend),
     Host(host::Host),
     Scrub(scrub::Scrub),
     BootSet(boot_set::BootSet),
@@ -130,6 +132,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Stages(command) => command.run(&context),
         Command::Bake(command) => command.run(&context),
         Command::Resume(command) => command.run(&context),
+        Command::Suspend(command) => command.run(&context),
         Command::Host(command) => command.run(&context),
         Command::Scrub(command) => command.run(&context),
         Command::BootSet(command) => command.run(&context),

@@ -1,10 +1,15 @@
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
 use attach::nbd::Address;
+use bakery::QemuGuest;
+use bakery::machine_file::{MachineFile, path_of};
+use bakery::monitor::LiveGuest;
 use env::{Entropy, SystemEntropy};
-use guest::{Accelerator, Console, Drive, Guest, GuestConfig, Network};
+use guest::{Accelerator, Console, Drive, Guest, GuestConfig, MemoryFile, Network};
+use host::control::ControlServer;
 use host::{AttachRequest, Client, DoorOptions};
 use mirror::Patience;
 use model::{Error, Kind, MirrorName, Reference, Result};
@@ -12,6 +17,7 @@ use model::{Error, Kind, MirrorName, Reference, Result};
 use crate::commands::attach::limited_state_folder;
 use crate::commands::guests::{Served, SocketFolder, parse_accelerator};
 use crate::commands::length::Length;
+use crate::commands::suspend::{self, RunGuest};
 use crate::context::Context;
 use crate::interrupt::Waiter;
 
@@ -74,6 +80,9 @@ impl Run {
             client: Some(Client::this_process(!is_kept)?),
         };
         let served = Served::start(&context.repo.path, || context.repository(), &state, &request)?;
+        // A file that larder can read: so that the guest can be suspended.
+        let memory = MachineFile::new(memory_mib << 20)?.memory();
+        let repository = || context.repository();
         let ended = host::quiesce::listen_for_agent(&state, &mirror).and_then(|agent| {
             let export = mirror.to_string();
             let drive = Drive::NbdUnix { socket: socket.socket(), export, read_only: false };
@@ -83,10 +92,14 @@ impl Run {
                 accelerator: self.accel,
                 network: Network::User,
                 guest_agent: Some(Arc::new(agent)),
+                memory_file: Some(MemoryFile { path: path_of(&memory), is_shared: true }),
+                inherited: vec![memory.clone()],
                 extra_arguments: self.qemu,
                 ..GuestConfig::new(vec![drive], Console::Terminal)
             };
-            run_guest(&config, &mut waiter)
+            run_guest(&config, &mut waiter, memory, &served, &|guest| {
+                suspend::listen(&state, &mirror, repository()?, guest)
+            })
         });
         // A mirror that is kept has no guest now.
         let _ = std::fs::remove_file(host::quiesce::agent_socket(&state, &mirror));
@@ -102,16 +115,25 @@ impl Run {
 }
 
 /// Runs a guest until it ends; a signal to this process ends it.
-fn run_guest(config: &GuestConfig, waiter: &mut Waiter) -> Result<ExitStatus> {
+fn run_guest(
+    config: &GuestConfig,
+    waiter: &mut Waiter,
+    memory: Arc<OwnedFd>,
+    served: &Served,
+    listen: &dyn Fn(Arc<RunGuest>) -> Result<ControlServer>,
+) -> Result<ExitStatus> {
     let wake = waiter.waker();
-    let guest = Guest::start(config)?;
+    let guest = QemuGuest::new(Guest::start(config)?, config.clone());
+    let shape = bakery::qemu::shape_of(config).map_err(|error| error.chain());
+    let guest = Arc::new(RunGuest { guest, memory, shape, mirror: served.mirror().cloned() });
+    let _door = listen(guest.clone())?;
     let status = std::thread::scope(|scope| {
         scope.spawn(|| {
             if waiter.wait() {
-                guest.kill();
+                guest.guest.kill();
             }
         });
-        let status = guest.wait(None);
+        let status = guest.guest.wait(None);
         wake();
         status
     });

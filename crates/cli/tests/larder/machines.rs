@@ -42,7 +42,7 @@ fn resetting_disk() -> Vec<u8> {
     disk
 }
 
-const BAKE: &str = "bake guest --memory 32MiB --accel tcg --keep-free-memory";
+const BAKE: &str = "bake guest --memory 32MiB --accel tcg --keep-free-memory --no-helper";
 
 fn import(larder: &Larder, bytes: &[u8]) {
     larder.write("disk.raw", bytes);
@@ -57,20 +57,25 @@ fn baked() -> Larder {
 }
 
 /// Copies that run in the background, until they are dropped.
-struct Copies {
-    told: Value,
+pub struct Copies {
+    pub told: Value,
 }
 
 impl Copies {
     fn resume(larder: &Larder, line: &str) -> Copies {
+        // Forty instructions have no room for a helper, and no driver for a network card.
+        Self::as_told(larder, &format!("{line} --no-identity --no-network"))
+    }
+
+    pub fn as_told(larder: &Larder, line: &str) -> Copies {
         Copies { told: larder.json(&format!("resume {line} --detach")) }
     }
 
-    fn guests(&self) -> &[Value] {
+    pub fn guests(&self) -> &[Value] {
         self.told["guests"].as_array().unwrap()
     }
 
-    fn console(&self, guest: usize) -> UnixStream {
+    pub fn console(&self, guest: usize) -> UnixStream {
         let console = UnixStream::connect(self.guests()[guest]["console"].as_str().unwrap());
         let console = console.unwrap();
         console.set_read_timeout(Some(LIMIT)).unwrap();
@@ -99,7 +104,7 @@ fn said_until(console: &mut UnixStream, last: u8) -> Vec<u8> {
     said
 }
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < LIMIT, "{what}");
@@ -132,7 +137,7 @@ fn processes_with(text: &str) -> Vec<u64> {
 }
 
 /// The bytes of the bases that are on this host: name and digest of each.
-fn bases(larder: &Larder) -> Vec<(PathBuf, blake3::Hash)> {
+pub fn bases(larder: &Larder) -> Vec<(PathBuf, blake3::Hash)> {
     let is_data = |path: &Path| path.ends_with("data");
     files_below(&larder.path("state/bases"))
         .into_iter()
@@ -154,7 +159,7 @@ fn a_bake_makes_a_machine_and_its_disk_and_leaves_nothing_else() {
     assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]));
     assert_eq!(larder.json("show guest-machine")["parent"], "guest-machine/disk@1");
     assert_eq!(larder.json("show guest-machine/disk")["parent"], "guest@1");
-    larder.json("bake guest --memory 32MiB --accel tcg --keep-free-memory --to other --tag good");
+    larder.json("bake guest --memory 32MiB --accel tcg --keep-free-memory --no-helper --to other --tag good");
     assert_eq!(larder.json("show other:good")["version"], 1);
     assert_eq!(larder.json(BAKE)["machine"], "guest-machine@2");
     larder.json("scrub");
@@ -216,6 +221,10 @@ fn a_machine_keeps_its_disk_and_is_no_disk_itself() {
     let resumed = larder.fails("resume guest");
     assert_eq!(resumed.hint.as_deref(), Some("`larder bake guest@1` makes a machine of it"));
     larder.fails("bake guest-machine");
+    let nobody = larder.fails("resume guest-machine");
+    assert!(nobody.hint.unwrap().contains("--no-identity"));
+    let grown = larder.fails("resume guest-machine --no-identity --cpus 2");
+    assert!(grown.message.contains("no helper"), "{grown:?}");
     larder.write("patch", b"x");
     larder.fails("write guest-machine --offset 0 patch");
     larder.json("remove guest-machine@1");
@@ -319,7 +328,7 @@ fn a_bake_that_is_killed_at_any_step_leaves_no_guest_and_a_whole_machine_or_none
 fn a_resume_that_is_killed_takes_its_guests_with_it() {
     let larder = baked();
     std::fs::rename(larder.path("state"), larder.path("before")).unwrap();
-    let told = larder.json("resume guest-machine --count 2 --detach");
+    let told = larder.json("resume guest-machine --count 2 --no-identity --no-network --detach");
     end(told["larder_pid"].as_u64().unwrap());
     for guest in told["guests"].as_array().unwrap() {
         let pid = guest["pid"].as_u64().unwrap();
@@ -328,4 +337,58 @@ fn a_resume_that_is_killed_takes_its_guests_with_it() {
     let again = Copies::resume(&larder, "guest-machine");
     assert_eq!(said_until(&mut again.console(0), b'b'), b"b");
     assert_eq!(larder.json("mirrors")["mirrors"].as_array().unwrap().len(), 1, "tidied up");
+}
+
+#[test]
+fn a_guest_that_runs_is_suspended_goes_on_and_is_brought_back() {
+    let larder = Larder::new();
+    import(&larder, &counting_disk(b"login: "));
+    let mut command = larder.command("run guest --mirror m --memory 32MiB --accel tcg");
+    let said = std::fs::File::create(larder.path("said")).unwrap();
+    command.stdin(std::process::Stdio::piped()).stdout(said);
+    let mut running = Process::start(&mut command);
+    let mut keys = running.child.stdin.take().unwrap();
+    let has_said = |text: &[u8]| larder.read("said").windows(text.len()).any(|said| said == text);
+    wait_until("the guest runs", || has_said(b"login: "));
+    keys.write_all(b"xx").unwrap();
+    wait_until("the guest counts", || has_said(b"bc"));
+
+    let suspended = larder.json("suspend m");
+    assert_eq!(suspended["machine"], "guest-suspended@1");
+    assert!(suspended["pause_ms"].as_f64().unwrap() > 0.0, "{suspended}");
+    keys.write_all(b"x").unwrap();
+    wait_until("the guest goes on", || has_said(b"bcd"));
+
+    let copies = Copies::resume(&larder, "guest-suspended");
+    assert_eq!(said_until(&mut copies.console(0), b'd'), b"d", "it has counted to c");
+    let name = copies.guests()[0]["mirror"].as_str().unwrap().to_string();
+    let refused = larder.fails(&format!("suspend {name}"));
+    assert!(refused.hint.unwrap().contains("--suspendable"));
+    drop(copies);
+    let copies = Copies::resume(&larder, "guest-suspended --suspendable --mirror own");
+    let again = larder.json("suspend own --tag later --end");
+    assert_eq!(again["machine"], "guest-suspended@2");
+    drop(copies);
+    // On another host: a copy of the repository, and nothing else.
+    larder.shell("mv state before; mv repo moved; mkdir repo; cp -r moved/. repo");
+    let copies = Copies::resume(&larder, "guest-suspended:later");
+    assert_eq!(said_until(&mut copies.console(0), b'e'), b"e", "it had answered once more");
+    drop(copies);
+    larder.shell("rm -r state; mv before state");
+
+    let refused = larder.fails("suspend nobody");
+    assert!(refused.message.contains("no guest"), "{refused:?}");
+    running.signal(rustix::process::Signal::TERM);
+    assert!(running.ends_within(LIMIT));
+    larder.json("commit m");
+    let mut other = Process::start(
+        larder
+            .command("run guest --mirror o --memory 32MiB --accel tcg -- -name extra")
+            .stdout(std::fs::File::create(larder.path("said")).unwrap()),
+    );
+    wait_until("the guest runs", || has_said(b"login: "));
+    let refused = larder.fails("suspend o");
+    assert!(refused.message.contains("arguments for QEMU"), "{refused:?}");
+    other.signal(rustix::process::Signal::TERM);
+    assert!(other.ends_within(LIMIT));
 }

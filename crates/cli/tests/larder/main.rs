@@ -24,6 +24,7 @@
 //! | [`quiet_commits`] | a guest that stands still for a commit |
 //! | [`resizes`] | disks that grow |
 //! | [`machines`] | `larder bake`, `larder resume` |
+//! | [`real_machines`] | the same with a real Debian, where `cargo xtask images` has made one |
 //! | [`many_images`] | thousands of images in the catalog |
 //! | [`memory`] | an import's memory does not follow the length of the disk |
 //!
@@ -49,6 +50,7 @@ mod memory;
 mod outages;
 mod quiet_commits;
 mod random_lives;
+mod real_machines;
 mod resizes;
 mod round_trips;
 mod scrubs;

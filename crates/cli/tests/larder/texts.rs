@@ -52,6 +52,7 @@ const COMMANDS: &[&str] = &[
     "build",
     "recipe",
     "stages",
+    "suspend",
     "host",
     "scrub",
     "boot-set",
