@@ -177,8 +177,9 @@ impl Build<'_> {
     fn run(mut self) -> Result<Built> {
         let asked = resolve::asked(&self.recipe, self.parent_key().as_deref(), &self.beside)?;
         let lock_path = Lock::path_of(&self.request.recipe);
-        let lock = Lock::read(&lock_path)?;
-        let fitting = if self.request.update { 0 } else { resolve::fitting(lock.as_ref(), &asked) };
+        // Whoever wants a new one may have a broken one.
+        let lock = if self.request.update { None } else { Lock::read(&lock_path)? };
+        let fitting = resolve::fitting(lock.as_ref(), &asked);
         let fits = fitting == asked.len()
             && lock.as_ref().is_some_and(|lock| lock.stage.len() == asked.len());
         let lock = match lock {
@@ -214,8 +215,8 @@ impl Build<'_> {
 
     fn refuse_if_locked(&self, lock: Option<&Lock>, fitting: usize, path: &Path) -> Result<()> {
         let why = match lock {
+            None if self.request.update => "a new lock was asked for".to_owned(),
             None => "there is no lock".to_owned(),
-            Some(_) if self.request.update => "a new lock was asked for".to_owned(),
             Some(_) => match self.recipe.stage.get(fitting) {
                 Some(stage) => {
                     format!("the lock is not for what stage `{}` asks", stage.name.get_ref())

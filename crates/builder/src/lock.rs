@@ -99,6 +99,17 @@ impl Lock {
             Ok(_) => {}
         }
         let text = std::fs::read_to_string(path).map_err(failed)?;
+        #[derive(Deserialize)]
+        struct Numbered {
+            format: u32,
+        }
+        if let Ok(Numbered { format }) = toml::from_str(&text)
+            && format != FORMAT
+        {
+            return Err(Error::new(Kind::Refused, "read the lock", subject())
+                .because(format!("it has format {format}; this larder knows {FORMAT}"))
+                .hint("`larder build --update` makes it anew"));
+        }
         let lock: Lock = toml::from_str(&text).map_err(|error| {
             let place = crate::recipe::Place::new(subject(), text.as_str());
             let start = error.span().map_or(0, |span| span.start);
@@ -106,11 +117,6 @@ impl Lock {
                 .error("read the lock", start, error.message().replace('\n', " "))
                 .hint("`larder build --update` makes it anew")
         })?;
-        if lock.format != FORMAT {
-            return Err(Error::new(Kind::Refused, "read the lock", subject())
-                .because(format!("it has format {}; this larder knows {FORMAT}", lock.format))
-                .hint("`larder build --update` makes it anew"));
-        }
         lock.check(path)?;
         Ok(Some(lock))
     }

@@ -56,13 +56,6 @@ pub(crate) fn needs_archive(stage: &Stage) -> bool {
 /// How many stages of a lock, from the first on, are for what is asked.
 pub(crate) fn fitting(lock: Option<&Lock>, asked: &[String]) -> usize {
     let stages = lock.map_or(&[][..], |lock| &lock.stage);
-    if stages.len() > asked.len() {
-        return stages
-            .iter()
-            .zip(asked)
-            .take_while(|(stage, asked)| stage.asked == **asked)
-            .count();
-    }
     stages.iter().zip(asked).take_while(|(stage, asked)| stage.asked == **asked).count()
 }
 
