@@ -229,7 +229,9 @@ impl QemuGuest {
         let mut names = devices
             .filter(|item| item["type"].as_str().is_some_and(|kind| kind.starts_with("child<")))
             .filter_map(|item| item["name"].as_str());
-        let is_ours = |name: &str| name.starts_with("port") || name == "generation";
+        let is_ours = |name: &str| {
+            name.starts_with("port") || name == "generation" || name == "guest-agent-ports"
+        };
         match names.find(|name| !is_ours(name)) {
             None => Ok(()),
             Some(added) => Err(Error::new(Kind::Refused, "save", "the guest")

@@ -398,6 +398,15 @@ impl SmallDisk {
         std::fs::write(self.0.join("filler"), vec![1; len as usize]).unwrap();
     }
 
+    /// Takes what was given back meanwhile, too: bases give way to what guests write.
+    fn fill_again(&self, rest: u64) {
+        let facts = rustix::fs::statvfs(&self.0).unwrap();
+        let len = (facts.f_bavail * facts.f_frsize).saturating_sub(rest);
+        let mut filler = std::fs::File::options().append(true).open(self.0.join("filler")).unwrap();
+        // The larger the writes, the less of the rest is there by now.
+        let _full = filler.write_all(&vec![1; len as usize]);
+    }
+
     fn make_room(&self) {
         std::fs::remove_file(self.0.join("filler")).unwrap();
     }
@@ -427,6 +436,7 @@ fn check_full_disk(first: Door) {
         for at in (round as u64 * 4096..LENGTH).step_by(5 * 16384) {
             let len = 16384.min(LENGTH - at);
             let change = Change::Write { seed: at + rest };
+            disk.fill_again(rest);
             let answer = clients.change(first, &change, at, len);
             let range = at as usize..(at + len) as usize;
             if answer == Answer::Done {

@@ -48,7 +48,11 @@ impl Errors<'_> {
         let files = files_below(&self.larder.path(""));
         let names = files.iter().map(|file| file.display().to_string());
         names
-            .filter(|name| !name.contains("catalog.sqlite") && !name.contains("state/bases"))
+            .filter(|name| {
+                !["catalog.sqlite", "state/bases", "state/room", "state/chunks"]
+                    .iter()
+                    .any(|kept| name.contains(kept))
+            })
             .collect()
     }
 }
