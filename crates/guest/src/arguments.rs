@@ -229,9 +229,11 @@ impl Line {
         self.option("-blockdev", node.to_string());
         self.option(
             "-device",
+            // QEMU gives 0 to a kernel that it boots itself.
             format!(
-                "virtio-blk-pci{place},drive={name},bootindex={index},logical_block_size=512,\
-                 physical_block_size=4096,discard=on,write-zeroes=on"
+                "virtio-blk-pci{place},drive={name},bootindex={},logical_block_size=512,\
+                 physical_block_size=4096,discard=on,write-zeroes=on",
+                index + 1
             ),
         );
         Ok(())
@@ -357,8 +359,8 @@ mod tests {
         assert_eq!(nodes[1]["read-only"], true);
         assert!(nodes.iter().all(|node| node["discard"] == "unmap"));
         let devices = values(&arguments, "-device");
-        assert!(devices.iter().any(|device| device.contains("drive=drive0,bootindex=0")));
-        assert!(devices.iter().any(|device| device.contains("drive=drive1,bootindex=1")));
+        assert!(devices.iter().any(|device| device.contains("drive=drive0,bootindex=1")));
+        assert!(devices.iter().any(|device| device.contains("drive=drive1,bootindex=2")));
     }
 
     #[test]

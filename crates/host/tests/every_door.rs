@@ -402,7 +402,7 @@ impl SmallDisk {
     fn fill_again(&self, rest: u64) {
         let facts = rustix::fs::statvfs(&self.0).unwrap();
         let len = (facts.f_bavail * facts.f_frsize).saturating_sub(rest);
-        let mut filler = std::fs::File::options().append(true).open(self.0.join("filler")).unwrap();
+        let mut filler = File::options().append(true).open(self.0.join("filler")).unwrap();
         // The larger the writes, the less of the rest is there by now.
         let _full = filler.write_all(&vec![1; len as usize]);
     }

@@ -57,8 +57,9 @@ impl Readahead {
 #[derive(Debug)]
 pub(crate) struct Distance(AtomicU64);
 
-/// From here on it pays to bring one chunk more than was missed.
-const NEAR_MICROS: u64 = 1_200;
+/// From here on it pays to bring one chunk more than was missed: nearer, a miss waits longer for what
+/// goes before it on the link than it spares.
+const NEAR_MICROS: u64 = 4_000;
 /// From here on it pays to bring several.
 const FAR_MICROS: u64 = 8_000;
 
@@ -148,7 +149,7 @@ mod tests {
             distance.learn(Duration::from_micros(micros));
             distance.around(&map, 85)
         };
-        assert_eq!(after(2000), Some(80..120));
+        assert_eq!(after(5000), Some(80..120));
         assert_eq!(after(500), None);
         (0..200).for_each(|_| distance.learn(Duration::from_millis(20)));
         assert_eq!(after(20_000), Some(40..180));
