@@ -162,7 +162,9 @@ impl Attached {
             table.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         let sector = table["partitiontable"]["sectorsize"].as_u64().unwrap_or(512);
         let parts = table["partitiontable"]["partitions"].as_array().cloned().unwrap_or_default();
-        for part in parts.iter().rev() {
+        // A build calls it so; partitions behind it hold other things.
+        let named = parts.iter().filter(|part| part["name"] == "root");
+        for part in named.chain(parts.iter().rev()) {
             let (start, size) = (part["start"].as_u64(), part["size"].as_u64());
             let (Some(start), Some(size)) = (start, size) else { continue };
             let (offset, len) = (start.saturating_mul(sector), size.saturating_mul(sector));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bios   | GPT, gptmbr | FAT: ldlinux.sys, syslinux.cfg, vmlinuz, initrd.img | ext4 | GPT |
-//! uefi   | GPT         | FAT: EFI/BOOT/BOOTX64.EFI, loader/, the same two    | ext4 | GPT |
+//! uefi   | GPT, gptmbr | FAT: EFI/BOOT/BOOTX64.EFI, loader/, all of the above | ext4 | GPT |
 //! ```
 //!
 //! **Invariants**: kernel and initrd have the same names in both, so that a later stage can replace
@@ -48,18 +48,19 @@ pub(crate) struct Kernel {
 /// Programs and files that the loaders come from.
 pub(crate) fn check_machine(boot: Boot) -> Result<()> {
     let fat = [("mkfs.vfat", "dosfstools"), ("mcopy", "mtools"), ("sfdisk", "fdisk")];
-    let (file, package) = match boot {
+    let bios = (BIOS_CODE, "syslinux syslinux-common");
+    let files = match boot {
         Boot::Direct => return Ok(()),
-        Boot::Bios => (BIOS_CODE, "syslinux syslinux-common"),
-        Boot::Uefi => (UEFI_LOADER, "systemd-boot-efi"),
+        Boot::Bios => vec![bios],
+        Boot::Uefi => vec![(UEFI_LOADER, "systemd-boot-efi"), bios],
     };
     need(&fat)?;
-    if Path::new(file).exists() {
-        return Ok(());
+    match files.into_iter().find(|(file, _)| !Path::new(file).exists()) {
+        None => Ok(()),
+        Some((file, package)) => Err(Error::new(Kind::NotFound, "find the loader", file)
+            .because("it is not installed")
+            .hint(format!("apt-get install --no-install-recommends {package}"))),
     }
-    Err(Error::new(Kind::NotFound, "find the loader", file)
-        .because("it is not installed")
-        .hint(format!("apt-get install --no-install-recommends {package}")))
 }
 
 impl Kernel {
@@ -158,22 +159,22 @@ pub(crate) fn make(job: &Job, plan: &Plan, tree: &Tree, disk: &Path) -> Result<(
     command.args(["--offset", &(BOOT_OFFSET / MIB * SECTORS_PER_MIB).to_string()]);
     run(job).succeed(command.arg(disk).arg((len / 1024).to_string()))?;
     let options = format!("root=UUID={} rw console=tty0 console=ttyS0", plan.root);
-    match plan.boot {
-        Boot::Uefi => uefi(job, disk, &options)?,
-        _ => bios(job, disk, &options)?,
+    if plan.boot == Boot::Uefi {
+        uefi(job, disk, &options)?;
     }
+    bios(job, disk, &options)?;
     Kernel::take_out(tree, job.work)?.put(disk, BOOT_OFFSET, job)
 }
 
 fn partition(job: &Job, plan: &Plan, disk: &Path) -> Result<()> {
     let sectors = |len: u64| len / MIB * SECTORS_PER_MIB;
-    let (boot_type, attributes) = match plan.boot {
-        Boot::Uefi => ("C12A7328-F81F-11D2-BA4B-00A0C93EC93B", ""),
-        _ => ("EBD0A0A2-B9E5-4433-87C0-68B6B72699C7", ", attrs=\"LegacyBIOSBootable\""),
+    let boot_type = match plan.boot {
+        Boot::Uefi => "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
+        _ => "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7",
     };
-    let script = format!(
+    let mut script = format!(
         "label: gpt\nlabel-id: {disk_id}\nunit: sectors\nfirst-lba: 2048\n\
-         start={boot_at}, size={boot_size}, type={boot_type}, uuid={boot_id}, name=\"boot\"{attributes}\n\
+         start={boot_at}, size={boot_size}, type={boot_type}, uuid={boot_id}, name=\"boot\", attrs=\"LegacyBIOSBootable\"\n\
          start={root_at}, size={root_size}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, uuid={root_id}, name=\"root\"\n",
         disk_id = identity(job.key, "disk"),
         boot_at = sectors(BOOT_OFFSET),
@@ -183,6 +184,15 @@ fn partition(job: &Job, plan: &Plan, disk: &Path) -> Result<()> {
         root_size = sectors(plan.root_len),
         root_id = identity(job.key, "root partition"),
     );
+    for partition in &plan.partitions {
+        script.push_str(&format!(
+            "start={}, size={}, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, uuid={}, name=\"{}\"\n",
+            sectors(partition.offset),
+            sectors(partition.len),
+            identity(job.key, &format!("partition {}", partition.name)),
+            partition.name,
+        ));
+    }
     let path = job.work.join("partitions");
     fs::write(&path, script).map_err(|e| Error::io("write", path.display().to_string(), e))?;
     let mut command = program("sh");

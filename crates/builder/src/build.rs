@@ -22,16 +22,18 @@ use model::{
     BlockRange, ContentDigest, Error, ImageName, Kind, Reference, Result, TagName, VersionId,
     VersionKind,
 };
-use repository::{CommitRequest, ImportRequest, Repository};
+use repository::{CommitRequest, ImportRequest, Repository, SigningKey};
 
 use crate::attached::Attached;
 use crate::first::Job;
+use crate::gate::Report;
 use crate::key::Ingredients;
 use crate::lock::{Lock, LockedStage};
 use crate::packages::apt::Apt;
 use crate::packages::files::PackageFiles;
 use crate::recipe::{Place, Recipe};
 use crate::tool::{Log, Run, need};
+use crate::vouch::{self, Vouch};
 use crate::{derive, first, resolve, stages};
 
 /// What is to be built, and how.
@@ -63,6 +65,8 @@ pub enum Event {
     Cached(String),
     /// A stage is being built, and why.
     Building(String, String),
+    /// What was built is being tested, and in which boot.
+    Testing(String),
 }
 
 /// A stage of what was built.
@@ -93,6 +97,11 @@ pub struct Built {
     pub is_new: bool,
     /// All stages, in order.
     pub stages: Vec<BuiltStage>,
+    /// What tests found, where the recipe has some. Where one failed, the version has no tag and no
+    /// signature.
+    pub tests: Option<Report>,
+    /// The id of the key that has signed it.
+    pub signed_by: Option<String>,
 }
 
 const RESOLVE_PROGRAMS: [(&str, &str); 2] = [("apt-get", "apt"), ("debugfs", "e2fsprogs")];
@@ -175,6 +184,7 @@ pub fn build(repository: &Repository, request: &BuildRequest) -> Result<Built> {
 
 impl Build<'_> {
     fn run(mut self) -> Result<Built> {
+        let key = vouch::signing_key(self.recipe.sign.as_ref(), &self.beside)?;
         let asked = resolve::asked(&self.recipe, self.parent_key().as_deref(), &self.beside)?;
         let lock_path = Lock::path_of(&self.request.recipe);
         // Whoever wants a new one may have a broken one.
@@ -206,7 +216,7 @@ impl Build<'_> {
             built.push(stage);
         }
         let last = version.ok_or_else(|| Error::new(Kind::Bug, "build", &self.place.file))?;
-        self.publish(&last, built)
+        self.publish(&last, &lock, built, key.as_ref())
     }
 
     fn parent_key(&self) -> Option<String> {
@@ -393,7 +403,13 @@ impl Build<'_> {
     }
 
     /// Makes the last stage the next version of the recipe's image, unless it is the latest already.
-    fn publish(&self, last: &VersionRecord, stages: Vec<BuiltStage>) -> Result<Built> {
+    fn publish(
+        &self,
+        last: &VersionRecord,
+        lock: &Lock,
+        stages: Vec<BuiltStage>,
+        key: Option<&SigningKey>,
+    ) -> Result<Built> {
         let catalog = self.repository.catalog();
         let image = ImageName::new(self.recipe.name.get_ref())?;
         let latest = match catalog.version(&image_latest(&image)) {
@@ -428,12 +444,44 @@ impl Build<'_> {
                 catalog.set_label(&image, &key, Some(value))?;
             }
         }
-        if let Some(tag) = &self.request.tag {
-            catalog.set_tag(&version.id, tag)?;
-        }
+        let (tests, signed_by) = self.vouch(&version, lock, &stages, key)?;
         self.repository.export_names_if_old();
         let (content, length) = (version.facts.content, version.facts.length);
-        Ok(Built { version: version.id, content, length, is_new, stages })
+        Ok(Built { version: version.id, content, length, is_new, stages, tests, signed_by })
+    }
+
+    /// Tests and describes a version; where all passed, tags and signs it.
+    fn vouch(
+        &self,
+        version: &VersionRecord,
+        lock: &Lock,
+        stages: &[BuiltStage],
+        key: Option<&SigningKey>,
+    ) -> Result<(Option<Report>, Option<String>)> {
+        let vouch = Vouch {
+            repository: self.repository,
+            version,
+            recipe: &self.recipe,
+            text: self.place.text(),
+            beside: &self.beside,
+            lock,
+            stages,
+            parent: self.parent.as_ref(),
+            state: &self.request.state,
+            tell: &|boot| (self.request.tell)(Event::Testing(boot.to_owned())),
+            cancel: self.request.cancel,
+        };
+        vouch.label()?;
+        let report = vouch.test()?;
+        vouch.describe(report.as_ref())?;
+        if report.as_ref().is_some_and(|report| report.failed() > 0) {
+            return Ok((report, None));
+        }
+        if let Some(tag) = &self.request.tag {
+            self.repository.catalog().set_tag(&version.id, tag)?;
+        }
+        let signed_by = key.map(|key| vouch.sign(key)).transpose()?;
+        Ok((report, signed_by))
     }
 }
 

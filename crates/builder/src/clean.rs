@@ -128,9 +128,11 @@ fn check(tree: &Tree) -> Result<()> {
             return refused(path);
         }
     }
-    for (name, _) in tree.list("/etc/ssh")? {
-        if name.starts_with("ssh_host_") && name.ends_with("_key") {
-            return refused(&format!("/etc/ssh/{name}"));
+    for (folder, begins) in [("/etc/ssh", "ssh_host_"), ("/etc/dropbear", "dropbear_")] {
+        for (name, _) in tree.list(folder)? {
+            if name.starts_with(begins) && name.ends_with("_key") {
+                return refused(&format!("{folder}/{name}"));
+            }
         }
     }
     Ok(())

@@ -68,6 +68,9 @@ impl Job<'_> {
             steps.shell();
         }
         done?;
+        if self.system.is_some() {
+            crate::contextualization::settle(tree, self.recipe, self.place)?;
+        }
         crate::clean::clean(tree, self.stage)
     }
 }
@@ -83,7 +86,7 @@ pub(crate) fn make(job: &Job) -> Result<PathBuf> {
     check(job, &tree)?;
     let inside = Inside { root: root.clone(), holder: None, epoch: job.locked.source_date_epoch };
     let plan = disk::Plan::of(&wanted, job.key);
-    disk::write_table(&tree, &plan)?;
+    disk::write_table(&tree, &plan, job.key)?;
     job.work_on(&tree, &inside, false)?;
     let path = job.work.join("disk.raw");
     let failed = |error| Error::io("make", path.display().to_string(), error);

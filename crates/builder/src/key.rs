@@ -15,7 +15,7 @@ use crate::lock::LockedStage;
 use crate::recipe::{Contents, Recipe, Stage};
 
 /// What this builder makes of the same things; another number makes all stages anew.
-pub(crate) const BUILDER: u32 = 1;
+pub(crate) const BUILDER: u32 = 2;
 
 /// Digests of all that a stage is made of, by what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,9 @@ impl Ingredients {
         }
         if index + 1 == recipe.stage.len() {
             text["system"] = serde_json::json!(recipe.system);
+            if let Some(contextualization) = &recipe.contextualization {
+                text["contextualization"] = serde_json::json!(contextualization);
+            }
         }
         let packages: Vec<String> = locked
             .package

@@ -18,26 +18,31 @@
 //! | `boot` | the boot partition: kernel, initrd, loader |
 //! | `derive`, `attached` | a stage upon another: its parent's files, mounted and committed |
 //! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
+//! | `contextualization` | what machines of an image learn who they are from |
+//! | [`gate`] | versions booted and looked at |
+//! | `vouch` | what is said of a version: tested, described, tagged, signed |
 //! | `contained` | running things in an image, with nothing of the host in sight |
 //! | `tree` | an image's files, reached so that no link leads out |
-//! | `tool` | running other programs |
+//! | `tool`, `work` | running other programs; folders to work in |
 //!
 //! **Invariants**
 //! 1. A stage is made of what is in its key and of nothing else, as far as its steps stay off the
 //!    network.
 //! 2. A build that ends, however it ends, leaves no mount, no loop device and no process.
 //!
-//! **Not here**: mirrors' owners, guests.
+//! **Not here**: mirrors' owners.
 
 mod attached;
 mod boot;
 pub mod build;
 mod clean;
 mod contained;
+mod contextualization;
 mod derive;
 mod disk;
 mod file_system;
 mod first;
+pub mod gate;
 mod key;
 pub mod lock;
 mod packages;
@@ -48,6 +53,8 @@ mod steps;
 mod tool;
 mod tree;
 mod users;
+mod vouch;
+mod work;
 
 pub use build::{BuildRequest, Built, BuiltStage, Event, build, check};
 pub use lock::Lock;

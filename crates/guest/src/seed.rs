@@ -9,7 +9,7 @@
 //! **Invariants**
 //! - A disk is ISO 9660 with Rock Ridge and Joliet, so a guest needs no more than what reads CDs.
 //!
-//! **Not here**: EC2's metadata server.
+//! **Not here**: EC2's metadata (see [`ec2_metadata`](crate::ec2_metadata)).
 //!
 //! **Source**: cloud-init, "NoCloud" and "ConfigDrive" of its data sources; systemd,
 //! systemd.system-credentials(7) and smbios-type-11(7).

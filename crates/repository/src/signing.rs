@@ -125,6 +125,11 @@ impl SigningKey {
     pub fn id(&self) -> String {
         key_id(self.public.keynum())
     }
+
+    /// The key that verifies what it signs.
+    pub fn trusted(&self) -> TrustedKey {
+        TrustedKey(self.public.clone())
+    }
 }
 
 impl TrustedKey {

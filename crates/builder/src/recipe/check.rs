@@ -8,7 +8,7 @@ use model::{ImageName, Reference, Result};
 use toml::Spanned;
 
 use super::read::nearest;
-use super::{Boot, Place, Recipe, Stage};
+use super::{Boot, Place, Recipe, SEEDS, Stage, Test};
 
 const OPERATION: &str = "check the recipe";
 const MIB: u64 = 1 << 20;
@@ -51,6 +51,13 @@ pub(super) fn check(recipe: &Recipe, place: &Place) -> Result<()> {
     chain(recipe, place)?;
     recipe.stage.iter().try_for_each(|stage| check_stage(stage, place))?;
     check_disk(recipe, place)?;
+    recipe.test.iter().try_for_each(|test| check_test(recipe, test, place))?;
+    check_names_of_tests(recipe, place)?;
+    if let Some(contextualization) = &recipe.contextualization {
+        for word in &contextualization.seeds {
+            one_of(place, "seed", word, &SEEDS)?;
+        }
+    }
     for word in [&recipe.system.hostname, &recipe.system.timezone].into_iter().flatten() {
         if word.get_ref().is_empty() || word.get_ref().contains(['\n', ' ']) {
             return at(word, format!("`{}` is no name", word.get_ref()));
@@ -203,6 +210,67 @@ fn check_stage(stage: &Stage, place: &Place) -> Result<()> {
     Ok(())
 }
 
+fn check_names_of_tests(recipe: &Recipe, place: &Place) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for test in &recipe.test {
+        let name = test.name.get_ref();
+        if !names.insert(name) {
+            let reason = format!("there are two tests `{name}`");
+            return Err(place.error(OPERATION, test.name.span().start, reason));
+        }
+    }
+    Ok(())
+}
+
+fn check_test(recipe: &Recipe, test: &Test, place: &Place) -> Result<()> {
+    let wrong = |span: &Spanned<String>, reason: String| {
+        Err(place.error(OPERATION, span.span().start, reason))
+    };
+    let name = test.name.get_ref();
+    if !crate::gate::is_test_name(name) {
+        return wrong(&test.name, format!("a test cannot be called `{name}`"));
+    }
+    let has_script = test.command.is_some() || test.script.is_some();
+    let looks = test.login || has_script || test.seed.is_some();
+    if !looks && test.units.is_empty() && test.ports.is_empty() {
+        let error = place.error(
+            OPERATION,
+            test.name.span().start,
+            format!("the test `{name}` looks at nothing"),
+        );
+        return Err(error.hint("give it `login`, `units`, `ports`, `command`, `script` or `seed`"));
+    }
+    if let (Some(_), Some(script)) = (&test.command, &test.script) {
+        return wrong(script, "a test has `command` or `script`, and not both".into());
+    }
+    if let Some(unit) = test.units.iter().find(|unit| !crate::gate::is_unit(unit.get_ref())) {
+        return wrong(unit, format!("`{}` is no unit's name", unit.get_ref()));
+    }
+    if test.ports.contains(&0) {
+        return wrong(&test.name, "nobody listens at port 0".into());
+    }
+    if let Some(seed) = &test.seed {
+        one_of(place, "seed", seed, &SEEDS)?;
+        let known = recipe.contextualization.as_ref().map(|known| &known.seeds);
+        let is_known =
+            known.is_none_or(|known| known.iter().any(|word| word.get_ref() == seed.get_ref()));
+        if !is_known {
+            let reason = format!("`{}` is not in `[contextualization]`", seed.get_ref());
+            return wrong(seed, reason);
+        }
+    }
+    let limit = duration(test.timeout.get_ref());
+    if limit.is_none_or(|limit| limit.is_zero() || limit > TIMEOUT_MAX) {
+        let reason = format!("`{}` is no time limit", test.timeout.get_ref());
+        let error = place.error(OPERATION, test.timeout.span().start, reason);
+        return Err(error.hint("write `30s`, `10m` or `2h`"));
+    }
+    if recipe.distribution.arch.get_ref() == "arm64" {
+        return wrong(&test.name, "an arm64 image cannot be run here".into());
+    }
+    Ok(())
+}
+
 fn check_disk(recipe: &Recipe, place: &Place) -> Result<()> {
     let stands_on_version = recipe.stage.first().is_some_and(|stage| stage.parent.is_some());
     if let (Some(disk), true) = (&recipe.disk, stands_on_version) {
@@ -219,6 +287,31 @@ fn check_disk(recipe: &Recipe, place: &Place) -> Result<()> {
     let (whole, boot) = (read(&disk.size)?, read(&disk.boot_size)?);
     let needed =
         if disk.boot == Boot::Direct { DISK_LEN_MIN } else { boot.saturating_add(DISK_LEN_MIN) };
+    let mut needed = needed;
+    for partition in &disk.partitions {
+        let (name, mount) = (&partition.name, &partition.mount);
+        let wrong = |span: &Spanned<String>, reason: String| {
+            Err(place.error(OPERATION, span.span().start, reason))
+        };
+        if disk.boot == Boot::Direct {
+            let reason = "a disk with `boot = \"direct\"` has no partitions";
+            return wrong(name, reason.into());
+        }
+        let twice = disk.partitions.iter().filter(|other| other.name.get_ref() == name.get_ref());
+        let is_taken = ["boot", "root"].contains(&name.get_ref().as_str()) || twice.count() > 1;
+        if !is_word(name.get_ref()) || name.get_ref().len() > 36 || is_taken {
+            return wrong(name, format!("a partition cannot be called `{}`", name.get_ref()));
+        }
+        if !is_inside(mount.get_ref()) || mount.get_ref().contains([' ', '\t', '\\']) {
+            return wrong(mount, format!("nothing is mounted at `{}`", mount.get_ref()));
+        }
+        let len = read(&partition.size)?;
+        if len < DISK_LEN_MIN {
+            let reason = format!("a partition of `{}` cannot be made", partition.size.get_ref());
+            return wrong(&partition.size, reason);
+        }
+        needed = needed.saturating_add(len);
+    }
     if whole < needed || whole > model::block::LENGTH_MAX {
         let reason = format!("a disk of `{}` cannot be made", disk.size.get_ref());
         return Err(place.error(OPERATION, disk.size.span().start, reason));
@@ -332,6 +425,38 @@ mod tests {
         refused(&format!("{stage}[disk]\nsize=\"big\"\n"), "no size in whole MiB");
         refused(&format!("{stage}parent=\"core\"\n[disk]\nsize=\"1G\"\n"), "the disk is that of");
         refused(&format!("{stage}[disk]\nboot=\"floppy\"\n"), "unknown variant");
+    }
+
+    #[test]
+    fn tests_seeds_and_partitions_that_cannot_be_are_told_with_their_line() {
+        let stage = "[[stage]]\nname=\"a\"\n";
+        let test = |lines: &str| format!("{stage}[[test]]\nname=\"t\"\n{lines}\n");
+        assert_eq!(check_text(&test("login=true\nunits=[\"a@b.service\"]\nports=[22]")), "");
+        refused(&test(""), "line 8, column 6: the test `t` looks at nothing");
+        refused(&test("login=true\n[[test]]\nname=\"t\"\nlogin=true"), "two tests `t`");
+        refused(&test("unit=[]"), "line 9, column 1: unknown key `unit`");
+        refused(&test("units=[\"a;b\"]"), "line 9, column 8: `a;b` is no unit's name");
+        refused(&test("ports=[0]"), "port 0");
+        refused(&test("ports=[65536]"), "line 9, column 8");
+        refused(&test("command=\"x\"\nscript=\"y\""), "`command` or `script`, and not both");
+        refused(&test("seed=\"cloud\""), "line 9, column 6: `cloud` is no seed");
+        refused(
+            &test("login=true\ntimeout=\"soon\""),
+            "line 10, column 9: `soon` is no time limit",
+        );
+        let only = "[contextualization]\nseeds=[\"nocloud\"]";
+        refused(&test(&format!("seed=\"ec2\"\n{only}")), "not in `[contextualization]`");
+        refused(&format!("{stage}[contextualization]\nseeds=[\"floppy\"]\n"), "is no seed");
+        refused(&format!("{stage}[sign]\n"), "missing field `key`");
+        let disk = |boot: &str, rest: &str| {
+            format!("{stage}[disk]\nboot=\"{boot}\"\npartitions=[{{{rest}}}]\n")
+        };
+        let data = "name=\"data\",size=\"64M\",mount=\"/srv\"";
+        assert_eq!(check_text(&disk("bios", data)), "");
+        refused(&disk("direct", data), "has no partitions");
+        refused(&disk("bios", &data.replace("data", "root")), "cannot be called `root`");
+        refused(&disk("bios", &data.replace("/srv", "srv")), "nothing is mounted at `srv`");
+        refused(&disk("bios", &data.replace("64M", "9G")), "a disk of `2G` cannot be made");
     }
 
     #[test]

@@ -34,6 +34,73 @@ pub struct Recipe {
     /// The disk, made by the first stage.
     #[serde(default)]
     pub disk: Option<Spanned<Disk>>,
+    /// What machines made of the image learn who they are from.
+    #[serde(default)]
+    pub contextualization: Option<Contextualization>,
+    /// What a version has to pass before it is tagged.
+    #[serde(default)]
+    pub test: Vec<Test>,
+    /// Who vouches for what was built.
+    #[serde(default)]
+    pub sign: Option<Sign>,
+}
+
+/// What machines made of the image learn who they are from.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contextualization {
+    /// The words of [`SEEDS`].
+    pub seeds: Vec<Spanned<String>>,
+}
+
+/// What an image can read a seed from.
+pub const SEEDS: [&str; 4] = ["nocloud", "configdrive", "ec2", "credentials"];
+
+/// The label of an image that says which of [`SEEDS`] it reads, with spaces between them.
+pub const CONTEXTUALIZATION: &str = "contextualization";
+
+/// A test.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Test {
+    /// What it is called.
+    pub name: Spanned<String>,
+    /// The console shows a login prompt.
+    #[serde(default)]
+    pub login: bool,
+    /// Units that are active.
+    #[serde(default)]
+    pub units: Vec<Spanned<String>>,
+    /// TCP ports that are listened at.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// A command that prints TAP.
+    #[serde(default)]
+    pub command: Option<Spanned<String>>,
+    /// Or a script beside the recipe.
+    #[serde(default)]
+    pub script: Option<Spanned<String>>,
+    /// The guest is given one of [`SEEDS`], and takes it.
+    #[serde(default)]
+    pub seed: Option<Spanned<String>>,
+    /// The longest that it may take.
+    #[serde(default = "five_minutes")]
+    pub timeout: Spanned<String>,
+}
+
+fn five_minutes() -> Spanned<String> {
+    Spanned::new(0..0, crate::gate::TIMEOUT.into())
+}
+
+/// Who vouches for what was built.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sign {
+    /// The file of the secret key, beside the recipe or absolute.
+    pub key: Spanned<String>,
+    /// The file whose first line is the key's password.
+    #[serde(default)]
+    pub password_file: Option<String>,
 }
 
 /// What packages are of.
@@ -297,11 +364,31 @@ pub struct Disk {
     /// The boot partition's length.
     #[serde(default = "boot_size")]
     pub boot_size: Spanned<String>,
+    /// Partitions behind that of the system.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<Partition>,
+}
+
+/// A partition behind that of the system: an empty file system.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Partition {
+    /// Its name in the partition table.
+    pub name: Spanned<String>,
+    /// Its length.
+    pub size: Spanned<String>,
+    /// Where it is mounted.
+    pub mount: Spanned<String>,
 }
 
 impl Default for Disk {
     fn default() -> Self {
-        Disk { size: two_gib(), boot: Boot::default(), boot_size: boot_size() }
+        Disk {
+            size: two_gib(),
+            boot: Boot::default(),
+            boot_size: boot_size(),
+            partitions: Vec::new(),
+        }
     }
 }
 
@@ -322,7 +409,7 @@ pub enum Boot {
     Direct,
     /// By a BIOS: syslinux.
     Bios,
-    /// By UEFI firmware: systemd-boot.
+    /// By UEFI firmware, by systemd-boot, and by a BIOS too.
     Uefi,
 }
 

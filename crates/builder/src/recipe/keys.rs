@@ -1,6 +1,8 @@
 //! Every key of a recipe with its words: the schema and the documentation are made from this table,
 //! and a test compares it with what the reader takes.
 
+use super::SEEDS;
+
 /// What a key's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -14,6 +16,8 @@ pub enum Value {
     Flag,
     /// A list of texts.
     Texts,
+    /// A list of whole numbers.
+    Numbers,
     /// A table, whose keys follow.
     Table,
     /// A list of tables, whose keys follow.
@@ -33,6 +37,7 @@ impl Value {
             Number => "a number".into(),
             Flag => "`true` or `false`".into(),
             Texts => "a list of texts".into(),
+            Numbers => "a list of numbers".into(),
             Table => "a table".into(),
             Tables => "tables, any number".into(),
             TextsOrTables => "a list of texts and tables".into(),
@@ -64,7 +69,7 @@ const fn may(path: &'static str, value: Value, words: &'static str, example: &'s
     Key { path, value, required: false, words, example }
 }
 
-use Value::{Flag, Number, OneOf, Table, Tables, Text, TextTable, Texts, TextsOrTables};
+use Value::{Flag, Number, Numbers, OneOf, Table, Tables, Text, TextTable, Texts, TextsOrTables};
 
 /// All keys, each behind the table that it is in.
 pub const KEYS: &[Key] = &[
@@ -294,7 +299,7 @@ pub const KEYS: &[Key] = &[
     may(
         "disk.boot",
         OneOf(&["direct", "bios", "uefi"]),
-        "How it boots: `direct`, one file system without partitions, whose kernel QEMU is given; `bios`, by syslinux; `uefi`, by systemd-boot. `direct` unless said.",
+        "How it boots: `direct`, one file system without partitions, whose kernel QEMU is given; `bios`, by syslinux; `uefi`, by systemd-boot, and by a BIOS too. `direct` unless said.",
         "boot = \"bios\"",
     ),
     may(
@@ -302,6 +307,79 @@ pub const KEYS: &[Key] = &[
         Text,
         "The length of the boot partition, which holds kernel and initrd; `127M` unless said.",
         "boot_size = \"255M\"",
+    ),
+    may(
+        "disk.partitions",
+        Tables,
+        "Partitions behind that of the system, which gets what they leave: empty file systems (ext4), mounted at boot.",
+        "partitions = [{ name = \"data\", size = \"1G\", mount = \"/srv\" }]",
+    ),
+    must("disk.partitions.name", Text, "Its name in the partition table.", "name = \"data\""),
+    must("disk.partitions.size", Text, "Its length in whole MiB or more.", "size = \"1G\""),
+    must("disk.partitions.mount", Text, "Where it is mounted.", "mount = \"/srv\""),
+    may(
+        "contextualization",
+        Table,
+        "What machines made of the image learn who they are from. The build checks that the image has what reads it, and tells cloud-init to look there and nowhere else; `larder run` gives the image what it reads.",
+        "[contextualization]",
+    ),
+    must(
+        "contextualization.seeds",
+        Texts,
+        "Any of `nocloud` (a disk for cloud-init), `configdrive` (a disk as OpenStack gives one), `ec2` (metadata as EC2 serves them) and `credentials` (systemd 252 or newer).",
+        "seeds = [\"nocloud\", \"credentials\"]",
+    ),
+    may(
+        "test",
+        Tables,
+        "What a version must pass before the build tags it. Guests boot from a throwaway mirror, by each firmware that the disk is for; tests with the same seed share a guest, in order. Results and console logs are kept with the version.",
+        "[[test]]",
+    ),
+    must("test.name", Text, "What it is called.", "name = \"serves\""),
+    may("test.login", Flag, "The serial console shows a login prompt.", "login = true"),
+    may("test.units", Texts, "Units that are active.", "units = [\"nginx\"]"),
+    may("test.ports", Numbers, "TCP ports at which somebody listens.", "ports = [80]"),
+    may(
+        "test.command",
+        Text,
+        "What root's shell gets in the guest. It prints TAP: a plan (`1..2`), and `ok` or `not ok` for each. It passes with a complete plan, nothing that is not ok, and exit code 0.",
+        "command = \"echo 1..1; test -d /srv && echo ok\"",
+    ),
+    may(
+        "test.script",
+        Text,
+        "The script beside the recipe that is run, where there is no `command`; by the shell unless its first line names another program.",
+        "script = \"check.sh\"",
+    ),
+    may(
+        "test.seed",
+        OneOf(&SEEDS),
+        "The guest gets a host name, a key and user-data by this, and has them.",
+        "seed = \"nocloud\"",
+    ),
+    may(
+        "test.timeout",
+        Text,
+        "The longest that it may take, its guest's boot included: `30s`, `10m`; `5m` unless said.",
+        "timeout = \"10m\"",
+    ),
+    may(
+        "sign",
+        Table,
+        "Who vouches for what was built: its description is signed once all tests have passed.",
+        "[sign]",
+    ),
+    must(
+        "sign.key",
+        Text,
+        "The file of a secret key of `larder key generate` or minisign: absolute, or beside the recipe.",
+        "key = \"lab.key\"",
+    ),
+    may(
+        "sign.password_file",
+        Text,
+        "The file whose first line is the key's password.",
+        "password_file = \"lab.password\"",
     ),
 ];
 
@@ -363,6 +441,7 @@ mod tests {
             "" => format!("{unknown}\n{head}"),
             "distribution" => format!("{head}{unknown}\n"),
             "archive" => format!("{head}[[archive]]\n{unknown}\n"),
+            "test" | "disk.partitions" => format!("{head}{stage}[[{table}]]\n{unknown}\n"),
             "stage" => format!("{head}{stage}{unknown}\n"),
             "stage.services" => format!("{head}{stage}services = {{ {unknown} }}\n"),
             _ if table.starts_with("stage.") => {

@@ -25,7 +25,7 @@ pub mod schema;
 
 pub(crate) use check::{duration, len};
 pub use content::{
-    Archive, Boot, Contents, Disk, Distribution, FileEntry, Recipe, RunStep, Services, Stage,
-    System, User,
+    Archive, Boot, CONTEXTUALIZATION, Contents, Contextualization, Disk, Distribution, FileEntry,
+    Partition, Recipe, RunStep, SEEDS, Services, Sign, Stage, System, Test, User,
 };
 pub use read::Place;

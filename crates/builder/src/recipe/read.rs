@@ -24,6 +24,11 @@ impl Place {
         Place { file: file.into(), text: text.into() }
     }
 
+    /// What stands in it.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// The line of a byte, counted from 1.
     pub fn line(&self, at: usize) -> usize {
         self.text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1

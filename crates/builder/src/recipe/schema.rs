@@ -39,6 +39,9 @@ fn of(key: &Key) -> Json {
         Value::OneOf(words) => json!({ "enum": words }),
         Value::Number => json!({ "type": "integer", "minimum": 0 }),
         Value::Flag => json!({ "type": "boolean" }),
+        Value::Numbers => {
+            json!({ "type": "array", "items": { "type": "integer", "minimum": 0 } })
+        }
         Value::Texts => json!({ "type": "array", "items": text() }),
         Value::Table => table(key.path),
         Value::Tables => json!({ "type": "array", "items": table(key.path) }),

@@ -1,10 +1,11 @@
 use std::path::PathBuf;
 
-use builder::{BuildRequest, Event};
+use builder::{BuildRequest, Built, Event};
 use model::{Result, TagName};
 use serde_json::json;
 
 use crate::arguments::Format;
+use crate::commands::test;
 use crate::context::Context;
 use crate::interrupt::cancel_flag;
 use crate::output::{print_facts, print_json};
@@ -13,7 +14,8 @@ use crate::output::{print_facts, print_json};
 ///
 /// Packages are resolved to exact versions and digests, kept in a lock beside the recipe; what is
 /// built is exactly the lock. Each stage is a version, and is not built again while nothing in it
-/// changes: a build that failed goes on where it was. `larder recipe example` prints a recipe.
+/// changes: a build that failed goes on where it was. What was built is booted and tested where the
+/// recipe says so; it is tagged and signed only if it passes. `larder recipe example` prints a recipe.
 #[derive(Debug, clap::Args)]
 pub struct Build {
     /// The recipe.
@@ -44,6 +46,7 @@ impl Build {
                 Event::Resolving(why) => anstream::eprintln!("resolving packages: {why}"),
                 Event::Cached(name) => anstream::eprintln!("{name}: cached"),
                 Event::Building(name, why) => anstream::eprintln!("{name}: building: {why}"),
+                Event::Testing(boot) => anstream::eprintln!("testing: {boot}"),
             }
         };
         let built = builder::build(
@@ -73,14 +76,22 @@ impl Build {
                     })
                 })
                 .collect();
-            return print_json(&json!({
+            let mut document = json!({
                 "image": built.version.image,
                 "version": built.version.version,
                 "digest": built.content,
                 "length_bytes": built.length,
                 "new": built.is_new,
                 "stages": stages,
-            }));
+                "signed_by": built.signed_by,
+            });
+            if let Some(report) = &built.tests {
+                for (key, value) in test::told_report(report).as_object().into_iter().flatten() {
+                    document[key] = value.clone();
+                }
+            }
+            print_json(&document)?;
+            return gate(&built);
         }
         let mut facts: Vec<(&str, String)> = built
             .stages
@@ -96,6 +107,17 @@ impl Build {
         let new = if built.is_new { "" } else { " (as before)" };
         facts.push(("version", format!("{}{new}", built.version)));
         facts.push(("digest", built.content.to_string()));
-        print_facts(&facts)
+        if let Some(report) = &built.tests {
+            facts
+                .push(("tests", format!("{} passed, {} failed", report.passed(), report.failed())));
+        }
+        facts.extend(built.signed_by.iter().map(|key| ("signed by", key.clone())));
+        print_facts(&facts)?;
+        gate(&built)
     }
+}
+
+/// An error where what was built has not passed its tests.
+fn gate(built: &Built) -> Result<()> {
+    built.tests.as_ref().map_or(Ok(()), |report| test::fails(report, &built.version.to_string()))
 }

@@ -30,6 +30,7 @@ mod resize;
 mod resume;
 mod run;
 mod scrub;
+mod seed;
 mod settings;
 mod show;
 mod sign;
@@ -38,6 +39,7 @@ mod stats;
 mod stream;
 mod suspend;
 mod tag;
+mod test;
 mod write;
 
 pub use sign::read_key;
@@ -74,6 +76,7 @@ pub enum Command {
     Resize(resize::Resize),
     Run(run::Run),
     Build(build::Build),
+    Test(test::Test),
     Recipe(recipe::Recipe),
     Stages(stages::Stages),
     Bake(bake::Bake),
@@ -128,6 +131,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Resize(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
         Command::Build(command) => command.run(&context),
+        Command::Test(command) => command.run(&context),
         Command::Recipe(command) => command.run(&context),
         Command::Stages(command) => command.run(&context),
         Command::Bake(command) => command.run(&context),

@@ -17,6 +17,7 @@ use model::{Error, Kind, MirrorName, Reference, Result};
 use crate::commands::attach::limited_state_folder;
 use crate::commands::guests::{Served, SocketFolder, parse_accelerator};
 use crate::commands::length::Length;
+use crate::commands::seed::{SeedArguments, Seeded};
 use crate::commands::suspend::{self, RunGuest};
 use crate::context::Context;
 use crate::interrupt::Waiter;
@@ -26,6 +27,8 @@ use crate::interrupt::Waiter;
 /// The mirror is thrown away when the guest ends, unless it is named. `larder commit NAME` works
 /// while the guest runs. KVM is used where it really works, TCG where not. Ctrl-a x ends the guest,
 /// Ctrl-a h lists the console's keys.
+///
+/// A name, keys, user-data and meta-data reach the guest as `--seed` says, made for this guest alone.
 #[derive(Debug, clap::Args)]
 pub struct Run {
     /// The version to boot.
@@ -45,6 +48,8 @@ pub struct Run {
     /// kvm or tcg; found out when not given.
     #[arg(long, value_name = "ACCELERATOR", value_parser = parse_accelerator)]
     accel: Option<Accelerator>,
+    #[command(flatten)]
+    seed: SeedArguments,
     /// More arguments for QEMU.
     #[arg(last = true, value_name = "QEMU ARGS")]
     qemu: Vec<OsString>,
@@ -65,6 +70,16 @@ impl Run {
         // From here on a signal ends the guest, and the mirror goes as it should.
         let mut waiter = Waiter::new()?;
         let socket = SocketFolder::make()?;
+        let seeded = match self.seed.is_wanted() {
+            true => {
+                let version = context.repository()?.catalog().version(&self.reference)?;
+                self.seed.make(&version, &mirror, socket.path())?
+            }
+            false => Seeded::default(),
+        };
+        let mut drives = seeded.drives;
+        let mut extra_arguments = seeded.arguments;
+        extra_arguments.extend(self.qemu);
         let state = limited_state_folder(context)?;
         let request = AttachRequest {
             reference: Some(self.reference),
@@ -86,6 +101,8 @@ impl Run {
         let ended = host::quiesce::listen_for_agent(&state, &mirror).and_then(|agent| {
             let export = mirror.to_string();
             let drive = Drive::NbdUnix { socket: socket.socket(), export, read_only: false };
+            // The firmware boots the first.
+            drives.insert(0, drive);
             let config = GuestConfig {
                 memory_mib,
                 cpus: self.cpus,
@@ -94,8 +111,8 @@ impl Run {
                 guest_agent: Some(Arc::new(agent)),
                 memory_file: Some(MemoryFile { path: path_of(&memory), is_shared: true }),
                 inherited: vec![memory.clone()],
-                extra_arguments: self.qemu,
-                ..GuestConfig::new(vec![drive], Console::Terminal)
+                extra_arguments,
+                ..GuestConfig::new(drives, Console::Terminal)
             };
             run_guest(&config, &mut waiter, memory, &served, &|guest| {
                 suspend::listen(&state, &mirror, repository()?, guest)

@@ -50,6 +50,7 @@ const COMMANDS: &[&str] = &[
     "bake",
     "resume",
     "build",
+    "test",
     "recipe",
     "stages",
     "suspend",

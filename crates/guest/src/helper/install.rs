@@ -68,14 +68,7 @@ pub struct Root {
 pub fn install(disk: &Path) -> Result<Root> {
     let root = find_root(disk)?;
     let target = Target { disk, root };
-    if target.needs_recovery()? {
-        let words = ["-p".into(), "-E".into(), "journal_only".into(), target.name()];
-        run("e2fsck", &words, disk)?;
-        if target.needs_recovery()? {
-            return Err(Error::new(Kind::Corrupt, "replay the journal of", shown(disk))
-                .hint("boot the version once, or repair it with e2fsck"));
-        }
-    }
+    target.recover()?;
     let has_systemd =
         target.exists("/lib/systemd/systemd")? || target.exists("/usr/lib/systemd/systemd")?;
     let folder = tempfile::tempdir().map_err(|error| Error::io("make", "a folder", error))?;
@@ -185,9 +178,9 @@ fn has_ext(disk: &Path, offset: u64) -> Result<bool> {
 }
 
 /// A file system in a disk.
-struct Target<'a> {
-    disk: &'a Path,
-    root: Root,
+pub(crate) struct Target<'a> {
+    pub(crate) disk: &'a Path,
+    pub(crate) root: Root,
 }
 
 impl Target<'_> {
@@ -198,11 +191,11 @@ impl Target<'_> {
         name
     }
 
-    fn ask(&self, command: &str) -> Result<String> {
+    pub(crate) fn ask(&self, command: &str) -> Result<String> {
         run("debugfs", &["-R".into(), command.into(), self.name()], self.disk)
     }
 
-    fn exists(&self, path: &str) -> Result<bool> {
+    pub(crate) fn exists(&self, path: &str) -> Result<bool> {
         // A symbolic link is not followed at the end of a path, which is enough here.
         Ok(self.ask(&format!("stat {path}"))?.contains("Inode:"))
     }
@@ -211,7 +204,21 @@ impl Target<'_> {
         Ok(self.ask("features")?.split_ascii_whitespace().any(|word| word == "needs_recovery"))
     }
 
-    fn change(&self, script: &Path, commands: &str) -> Result<()> {
+    /// Replays the journal of a disk that was not shut down, as a boot does.
+    pub(crate) fn recover(&self) -> Result<()> {
+        if !self.needs_recovery()? {
+            return Ok(());
+        }
+        let words = ["-p".into(), "-E".into(), "journal_only".into(), self.name()];
+        run("e2fsck", &words, self.disk)?;
+        if self.needs_recovery()? {
+            return Err(Error::new(Kind::Corrupt, "replay the journal of", shown(self.disk))
+                .hint("boot the version once, or repair it with e2fsck"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn change(&self, script: &Path, commands: &str) -> Result<()> {
         fs::write(script, commands).map_err(|error| Error::io("write", shown(script), error))?;
         let words = ["-w".into(), "-f".into(), script.into(), self.name()];
         run("debugfs", &words, self.disk).map(drop)
