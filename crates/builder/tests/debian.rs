@@ -16,9 +16,14 @@ fn shipped(name: &str) -> PathBuf {
 
 const SET: [&str; 4] = ["core.toml", "base.toml", "image.toml", "appliance.toml"];
 
+/// What boots, and by which a test looks into it.
+const PACKAGES: &str =
+    "\"systemd-sysv\", \"udev\", \"dbus\", \"kmod\", \"linux-image-cloud-amd64\"";
+
 #[test]
 fn the_shipped_recipes_stand_on_each_other() {
     let mut above = None;
+    builder::check(&shipped("cloud.toml")).unwrap();
     for name in SET {
         let recipe = builder::check(&shipped(name)).unwrap();
         let parent = recipe.stage[0].parent.as_ref().map(|parent| parent.get_ref().clone());
@@ -48,4 +53,47 @@ fn a_debian_of_two_recipes_boots_to_its_login_prompt() {
     let config = GuestConfig::new(vec![drive], Console::Scripted);
     let guest = &mut Guest::start(&config).unwrap();
     guest.console().unwrap().wait_for("login: ", Duration::from_secs(400)).unwrap();
+}
+
+/// Builds a Debian that boots so, with tests; every test must pass, in these boots.
+fn passes(disk: &str, boots: &[&str]) {
+    let kitchen = Kitchen::new();
+    let script = "echo 1..2; findmnt -no SOURCE / >&2 && echo ok 1 - a root; \
+                  test -s /etc/machine-id && echo ok 2 - an id of its own";
+    kitchen.write(
+        "recipe.toml",
+        &format!(
+            "name = \"out\"\n[distribution]\nid = \"debian\"\nrelease = \"bookworm\"\n\
+             [[stage]]\nname = \"core\"\npackages = [{PACKAGES}]\n[disk]\n{disk}\n\
+             [[test]]\nname = \"boots\"\nlogin = true\ntimeout = \"9m\"\n\
+             [[test]]\nname = \"runs\"\nunits = [\"dbus\", \"systemd-journald\"]\n\
+             command = \"{script}\"\ntimeout = \"9m\"\n\
+             [[test]]\nname = \"is told\"\nseed = \"credentials\"\ntimeout = \"9m\"\n"
+        ),
+    );
+    let built = kitchen.build();
+    let report = built.tests.unwrap();
+    println!("{report:#?}");
+    assert_eq!(report.failed(), 0);
+    let found: Vec<_> = report.outcomes.iter().map(|outcome| outcome.boot.as_str()).collect();
+    assert_eq!(found, boots);
+    kitchen.nothing_is_left();
+    // What has passed is not booted again.
+    let began = Instant::now();
+    assert_eq!(kitchen.build().tests.unwrap(), report);
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+#[ignore = "fetches a Debian: `cargo test -p builder --test debian -- --ignored`"]
+fn a_debian_for_uefi_boots_by_bios_too_and_passes_its_tests() {
+    let partitions = "[{ name = \"data\", size = \"64M\", mount = \"/srv\" }]";
+    let boots = ["bios", "bios", "bios-credentials", "uefi", "uefi", "uefi-credentials"];
+    passes(&format!("boot = \"uefi\"\npartitions = {partitions}"), &boots);
+}
+
+#[test]
+#[ignore = "fetches a Debian: `cargo test -p builder --test debian -- --ignored`"]
+fn a_debian_without_partitions_boots_by_its_own_kernel_and_passes_its_tests() {
+    passes("boot = \"direct\"", &["direct", "direct", "direct-credentials"]);
 }

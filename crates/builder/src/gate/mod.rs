@@ -18,7 +18,8 @@
 //! throwaway mirror's file system, by debugfs.
 //!
 //! **Invariants**
-//! 1. The version is not changed: what a test writes is thrown away.
+//! 1. The version is not changed: what a test writes is thrown away. A guest has a network card, and
+//!    reaches nobody by it.
 //! 2. A test passes only if every check of it was made and passed; a script passes only with a complete
 //!    plan and exit code 0. That QEMU ended well says nothing.
 //!

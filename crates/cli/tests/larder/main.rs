@@ -21,6 +21,7 @@
 //! | [`scrubs`] | damage found, repaired, a lost catalog made anew |
 //! | [`together`] | several larders at once |
 //! | [`guests`] | `larder run` |
+//! | [`seeds`] | who a guest is to be, and whether it boots: `larder run`, `larder test` |
 //! | [`quiet_commits`] | a guest that stands still for a commit |
 //! | [`resizes`] | disks that grow |
 //! | [`machines`] | `larder bake`, `larder resume` |
@@ -54,6 +55,7 @@ mod real_machines;
 mod resizes;
 mod round_trips;
 mod scrubs;
+mod seeds;
 mod signatures;
 mod soak;
 mod survival;
