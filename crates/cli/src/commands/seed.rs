@@ -134,21 +134,19 @@ impl SeedArguments {
             let text = read_text(path)?;
             let lines = text.lines().map(str::trim);
             let found = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-            let before = ssh_keys.len();
-            ssh_keys.extend(found.map(str::to_owned));
-            if ssh_keys.len() == before {
-                return Err(Error::new(Kind::Invalid, "read", path.display().to_string())
-                    .because("there is no key in it"));
-            }
+            let wrong = Error::new(Kind::Invalid, "give the guest", path.display().to_string());
             if text.contains("PRIVATE KEY") {
-                return Err(Error::new(
-                    Kind::Invalid,
-                    "give the guest",
-                    path.display().to_string(),
-                )
-                .because("it is a secret key; a guest gets the public one")
-                .hint("the file whose name ends in `.pub`"));
+                return Err(wrong
+                    .because("it is a secret key; a guest gets the public one")
+                    .hint("the file whose name ends in `.pub`"));
             }
+            let found: Vec<String> = found.map(str::to_owned).collect();
+            if found.is_empty() || !found.iter().all(|line| is_key(line)) {
+                return Err(wrong
+                    .because("it is no file of public keys")
+                    .hint("a line is as in authorized_keys: ssh-ed25519 AAAA... who"));
+            }
+            ssh_keys.extend(found);
         }
         let image = version.id.image.as_str();
         let name = image.rsplit('/').next().unwrap_or(image).replace(['.', '_'], "-");
@@ -163,6 +161,13 @@ impl SeedArguments {
         seed.check()?;
         Ok(seed)
     }
+}
+
+/// Whether a line of `authorized_keys` has a kind of key, and the key behind it.
+fn is_key(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let is_kind = |word: &str| ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| word.starts_with(kind));
+    words.windows(2).any(|pair| is_kind(pair[0]) && pair[1].starts_with("AAAA"))
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {

@@ -90,8 +90,8 @@ fn what_no_seed_takes_is_refused() {
     larder.write("secret", b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n");
     larder.write("empty", b"# nothing\n");
     refused("--hostname a_b", "host name");
-    refused("--ssh-key do.sh", "it is no line of an authorized_keys file");
-    refused("--ssh-key empty", "there is no key in it");
+    refused("--ssh-key do.sh", "it is no file of public keys");
+    refused("--ssh-key empty", "it is no file of public keys");
     refused("--ssh-key secret", "it is a secret key");
     refused("--ssh-key missing", "missing");
     refused("--seed credentials --user-data do.sh", "only the disk of a seed holds them");
