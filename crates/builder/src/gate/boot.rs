@@ -181,7 +181,8 @@ impl Boot<'_> {
         for (index, test) in &self.tests {
             let began = Instant::now();
             let checks = checks.of(*index, test)?;
-            let seconds = began.elapsed().as_secs_f64();
+            // So short a number reads back as it was, from any JSON.
+            let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
             outcomes.push(Outcome { name: test.name.clone(), boot: self.name(), checks, seconds });
         }
         guest.kill();

@@ -18,6 +18,9 @@ const READY: &str = "larder-test-shell\n";
 /// The state of a socket that listens, in /proc/net/tcp.
 const LISTENS: &str = "0A";
 
+/// For how long a thing is looked at when the time of its test is over.
+const LAST_LOOK: Duration = Duration::from_secs(15);
+
 /// How much of what a script said is told where it fails, in bytes.
 const SAID_MAX: usize = 2000;
 
@@ -54,8 +57,9 @@ impl Checks<'_> {
     pub(crate) fn of(&mut self, index: usize, test: &Test) -> Result<Vec<Checked>> {
         let limit = Duration::from_secs(test.timeout_seconds);
         // The first test waits for the boot, and so its time begins there.
-        let deadline = self.began + limit;
-        let deadline = deadline.max(Instant::now() + limit / 4);
+        let whole = (self.began + limit).max(Instant::now() + limit / 4);
+        // What is looked at after something that never came is looked at all the same.
+        let deadline = || whole.max(Instant::now() + LAST_LOOK);
         let mut all = Vec::new();
         let mut add = |what: String, found: std::result::Result<(), String>| {
             let reason = found.err();
@@ -66,20 +70,20 @@ impl Checks<'_> {
             });
         };
         if test.login {
-            add("login prompt".into(), self.prompt(deadline)?);
+            add("login prompt".into(), self.prompt(deadline())?);
         }
         if test.seed.is_some() {
             let word = test.seed.map_or("", SeedWord::as_str);
-            add(format!("seed {word}"), self.contextualized(deadline)?);
+            add(format!("seed {word}"), self.contextualized(deadline())?);
         }
         for unit in &test.units {
-            add(format!("unit {unit}"), self.unit(unit, deadline)?);
+            add(format!("unit {unit}"), self.unit(unit, deadline())?);
         }
         for port in &test.ports {
-            add(format!("port {port}"), self.listens(*port, deadline)?);
+            add(format!("port {port}"), self.listens(*port, deadline())?);
         }
         if test.script.is_some() {
-            add("script".into(), self.script(index, deadline)?);
+            add("script".into(), self.script(index, deadline())?);
         }
         Ok(all)
     }
@@ -195,7 +199,7 @@ impl Checks<'_> {
         let word = seed.host_name.trim_start_matches("test-").to_owned();
         let command = format!(
             "hostname; grep -shc {word} /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys | \
-             sort -n | tail -n 1; cat {USER_DATA_FILE} 2>/dev/null; cloud-init status --long 2>&1 | tail -n 3"
+             sort -n | tail -n 1; cat {USER_DATA_FILE} 2>/dev/null; echo; cloud-init status --long 2>&1 | tail -n 3"
         );
         let has_data = self.seed_word != Some(SeedWord::Credentials);
         self.until(&command, deadline, &|printed, _| {
