@@ -41,6 +41,12 @@ pub fn arguments(seed: &Seed, folder: &Path) -> Result<Vec<OsString>> {
         ("meta-data_hostname".into(), seed.host_name.clone().into_bytes()),
         ("meta-data_local-hostname".into(), seed.host_name.clone().into_bytes()),
         ("user-data".into(), seed.user_data()),
+        // cloud-init asks for it again and again while it is not there.
+        ("dynamic_instance-identity".into(), b"document\n".to_vec()),
+        (
+            "dynamic_instance-identity_document".into(),
+            format!("{{\"instanceId\": \"i-{}\"}}", seed.instance_id).into_bytes(),
+        ),
     ];
     if !seed.ssh_keys.is_empty() {
         files[0].1.extend(b"public-keys/\n");
@@ -108,6 +114,7 @@ mod tests {
             ("GET /2009-04-04/meta-data/public-keys/", "0=key0\n"),
             ("GET /2009-04-04/meta-data/public-keys/0/openssh-key", "ssh-ed25519 AAAA me"),
             ("GET /latest/user-data", "#cloud-config\n{}\n"),
+            ("GET /2021-03-23/dynamic/instance-identity/document", "{\"instanceId\": \"i-1\"}"),
             ("PUT /latest/api/token", "token"),
         ] {
             let said = ask(folder.path(), request);

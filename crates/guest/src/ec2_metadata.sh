@@ -12,7 +12,7 @@ path=${path%/}
 case "$method $path" in
     "PUT api/token") return_with "200 OK" 5; printf token; exit ;;
     *..*) path=none ;;
-    "GET meta-data"* | "GET user-data") ;;
+    "GET meta-data"* | "GET user-data" | "GET dynamic"*) ;;
     *) path=none ;;
 esac
 name=$1/$(printf %s "$path" | tr / _)
