@@ -29,6 +29,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::boot::BOOT_OFFSET;
 use crate::tool::{Log, Run, kill_group, program, wait_for};
+use crate::work::holder_of;
 
 /// How long the kernel may take for a mount, a trim, an unmount.
 const MOUNT_LIMIT: Duration = Duration::from_secs(300);
@@ -107,7 +108,7 @@ impl Attached {
         version: &VersionRecord,
         work: &Path,
     ) -> Result<Attached> {
-        let holder_name = format!("build in {}", work.display());
+        let holder_name = holder_of(work);
         repository.catalog().hold(&version.id, &holder_name, Some(HOLD_TIME))?;
         let opened = Self::open_held(repository, version, work, &holder_name);
         opened.inspect_err(|_| {

@@ -32,6 +32,7 @@ use crate::packages::apt::Apt;
 use crate::packages::files::PackageFiles;
 use crate::recipe::{Place, Recipe};
 use crate::tool::{Log, Run, need};
+use crate::work::Work;
 use crate::{derive, first, resolve, stages};
 
 /// What is to be built, and how.
@@ -233,21 +234,8 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// A folder for what is of no use afterwards; it goes with what is returned.
-    fn begin_work(&mut self) -> Result<tempfile::TempDir> {
-        let failed = |error| Error::io("work in", self.folder.display().to_string(), error);
-        if self.folder.to_string_lossy().contains(char::is_whitespace) {
-            return Err(Error::new(Kind::Refused, "work in", self.folder.display().to_string())
-                .because("apt takes no path with a space in it")
-                .hint("`--state` names another folder"));
-        }
-        std::fs::create_dir_all(&self.folder).map_err(failed)?;
-        remove_leftovers(&self.folder);
-        let prefix = format!("{WORK}{}-", std::process::id());
-        let work =
-            tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder).map_err(failed)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(work.path(), mode).map_err(failed)?;
+    fn begin_work(&mut self) -> Result<Work> {
+        let work = Work::begin(&self.folder, self.repository)?;
         self.work = work.path().to_path_buf();
         Ok(work)
     }
@@ -257,11 +245,16 @@ impl Build<'_> {
         Log::create(&self.folder.join("logs").join(format!("{image}-{what}.log")))
     }
 
+    fn apt<'b>(&'b self, log: &'b Log) -> Result<Apt<'b>> {
+        let (folder, cancel) = (self.work.join("apt"), self.request.cancel);
+        Apt::new(&folder, &self.folder, &self.recipe, &self.beside, log, cancel)
+    }
+
     fn resolve(&self, asked: &[String], known: Vec<LockedStage>) -> Result<Lock> {
         need(&RESOLVE_PROGRAMS)?;
         let log = self.log("resolve")?;
         let cancel = self.request.cancel;
-        let apt = Apt::new(&self.work.join("apt"), &self.recipe, &self.beside, &log, cancel)?;
+        let apt = self.apt(&log)?;
         let status = match &self.parent {
             Some(parent) => {
                 let run = Run { log: &log, limit: derive::LOOK_LIMIT, cancel };
@@ -367,9 +360,16 @@ impl Build<'_> {
 
     fn gather(&self, locked: &LockedStage, pool: &Path, log: &Log) -> Result<()> {
         let cancel = self.request.cancel;
-        let apt = Apt::new(&self.work.join("apt"), &self.recipe, &self.beside, log, cancel)?;
-        let files = PackageFiles { folder: self.folder.join("packages"), log, cancel };
-        files.fetch(&apt, &locked.package)?;
+        let apt = self.apt(log)?;
+        let (folder, work) = (self.folder.join("packages"), self.work.as_path());
+        let files = PackageFiles { folder, work, log, cancel };
+        files.fetch(&apt, &locked.package).map_err(|error| {
+            let found = self.recipe.stage.iter().find(|stage| *stage.name.get_ref() == locked.name);
+            let line = found.map_or(1, |stage| self.place.line(stage.name.span().start));
+            Error::new(error.kind(), "build", &self.place.file)
+                .because(format!("line {line}, stage `{}`", locked.name))
+                .caused_by(error)
+        })?;
         let distribution = &self.recipe.distribution;
         files.pool(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
     }
@@ -443,26 +443,6 @@ fn image_latest(image: &ImageName) -> Reference {
 
 fn since(began: Duration) -> Duration {
     SystemClock.monotonic().saturating_sub(began)
-}
-
-/// What folders for work are called, before the process that works there.
-const WORK: &str = "work-";
-
-/// Removes the folders of builds that were killed.
-fn remove_leftovers(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(WORK));
-        let owner = owner.and_then(|rest| rest.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // A mount of a server that was killed is dead, and would be in the way.
-            let mount = entry.path().join("fuse");
-            let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
-            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                tracing::warn!(%error, "cannot remove {}", entry.path().display());
-            }
-        }
-    }
 }
 
 /// No change at all: a version of another image, and nothing else.

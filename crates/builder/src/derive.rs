@@ -31,6 +31,7 @@ pub(crate) fn make(
             root: mounted.folder().to_path_buf(),
             holder: Some(mounted.holder()),
             epoch: job.locked.source_date_epoch,
+            room: None,
         };
         let before = kernels(&tree)?;
         job.work_on(&tree, &inside, true)?;

@@ -81,8 +81,13 @@ pub(crate) fn make(job: &Job) -> Result<PathBuf> {
     let tree = Tree::open(&root)?;
     settle(&tree)?;
     check(job, &tree)?;
-    let inside = Inside { root: root.clone(), holder: None, epoch: job.locked.source_date_epoch };
     let plan = disk::Plan::of(&wanted, job.key);
+    let inside = Inside {
+        root: root.clone(),
+        holder: None,
+        epoch: job.locked.source_date_epoch,
+        room: Some(plan.root_len),
+    };
     disk::write_table(&tree, &plan)?;
     job.work_on(&tree, &inside, false)?;
     let path = job.work.join("disk.raw");
@@ -97,8 +102,8 @@ fn unpack(job: &Job, root: &Path) -> Result<()> {
     job.log.say(&format!("unpacking {} packages", job.locked.package.len()));
     let (release, arch) =
         (job.recipe.distribution.release.get_ref(), job.recipe.distribution.arch.get_ref());
-    let mut command = program("setpriv");
-    command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
+    let mut command = program("unshare");
+    command.args(["--mount", "--propagation", "private"]);
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "mmdebstrap"]);
     command.env("SOURCE_DATE_EPOCH", job.locked.source_date_epoch.to_string());
     command.env("TMPDIR", job.work);

@@ -20,7 +20,9 @@
 //! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
 //! | `contained` | running things in an image, with nothing of the host in sight |
 //! | `tree` | an image's files, reached so that no link leads out |
+//! | `room` | how much the files of a first stage may take |
 //! | `tool` | running other programs |
+//! | `work` | the folder of a build under way; what killed ones have left |
 //!
 //! **Invariants**
 //! 1. A stage is made of what is in its key and of nothing else, as far as its steps stay off the
@@ -43,11 +45,13 @@ pub mod lock;
 mod packages;
 pub mod recipe;
 mod resolve;
+mod room;
 pub mod stages;
 mod steps;
 mod tool;
 mod tree;
 mod users;
+mod work;
 
 pub use build::{BuildRequest, Built, BuiltStage, Event, build, check};
 pub use lock::Lock;
