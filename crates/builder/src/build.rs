@@ -79,6 +79,9 @@ pub struct BuiltStage {
     pub why: String,
     /// How long that took.
     pub seconds: f64,
+    /// How long it took from its cached parent to files that can be changed; none where it was not
+    /// made upon one.
+    pub root_seconds: Option<f64>,
 }
 
 /// What was built.
@@ -291,7 +294,14 @@ impl Build<'_> {
                 true => "it is there".to_owned(),
                 false => "a later stage is there".to_owned(),
             };
-            there.push(BuiltStage { name, key, cached: true, why, seconds: 0.0 });
+            there.push(BuiltStage {
+                name,
+                key,
+                cached: true,
+                why,
+                seconds: 0.0,
+                root_seconds: None,
+            });
         }
         if let Some(last) = there.last() {
             stages::note_use(self.repository, &last.key)?;
@@ -334,10 +344,12 @@ impl Build<'_> {
             shell_on_failure: self.request.shell_on_failure,
         };
         let image = stages::image_of(&key)?;
+        let mut root_seconds = None;
         let (version, stored_len) = match parent {
             Some(parent) => {
-                let committed = derive::make(self.repository, &job, parent, &image)?;
-                (committed.version, committed.stored_len)
+                let derived = derive::make(self.repository, &job, parent, &image)?;
+                root_seconds = Some(derived.opened.as_secs_f64());
+                (derived.committed.version, derived.committed.stored_len)
             }
             None => self.import(&first::make(&job)?, &image, &stage_name)?,
         };
@@ -345,7 +357,10 @@ impl Build<'_> {
         stages::describe(self.repository, &key, names, ingredients, stored_len)?;
         drop(work);
         let seconds = since(began).as_secs_f64();
-        Ok((version, BuiltStage { name: stage_name, key, cached: false, why, seconds }))
+        Ok((
+            version,
+            BuiltStage { name: stage_name, key, cached: false, why, seconds, root_seconds },
+        ))
     }
 
     fn check_machine(&self) -> Result<()> {

@@ -1,6 +1,9 @@
 //! A stage upon another version: changed in place, in a mirror of it.
 
+use std::time::Duration;
+
 use catalog::VersionRecord;
+use env::{Clock, SystemClock};
 use model::{ImageName, Result};
 use repository::{Committed, Repository};
 
@@ -12,7 +15,15 @@ use crate::tool::Run;
 use crate::tree::Tree;
 
 /// How long a look into an image may take.
-pub(crate) const LOOK_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+pub(crate) const LOOK_LIMIT: Duration = Duration::from_secs(300);
+
+/// What came of a stage.
+pub(crate) struct Derived {
+    /// The version that it is.
+    pub committed: Committed,
+    /// How long it took from the cached parent to files that can be changed.
+    pub opened: Duration,
+}
 
 /// Makes the stage and commits it as a version of `image`.
 pub(crate) fn make(
@@ -20,13 +31,16 @@ pub(crate) fn make(
     job: &Job,
     parent: &VersionRecord,
     image: &ImageName,
-) -> Result<Committed> {
+) -> Result<Derived> {
+    let began = SystemClock.monotonic();
     let run = Run { log: job.log, limit: LOOK_LIMIT, cancel: job.cancel };
     let attached = Attached::open(repository, parent, job.work)?;
     let boot_partition = attached.boot_partition(&run)?;
     let mounted = attached.mount(job.work, job.log, &run)?;
-    let kernel = {
+    let (kernel, opened) = {
         let tree = Tree::open(&mounted.folder_from_here())?;
+        let opened = SystemClock.monotonic().saturating_sub(began);
+        job.log.say(&format!("its parent can be changed after {} ms", opened.as_millis()));
         let inside = Inside {
             root: mounted.folder().to_path_buf(),
             holder: Some(mounted.holder()),
@@ -36,7 +50,7 @@ pub(crate) fn make(
         let before = kernels(&tree)?;
         job.work_on(&tree, &inside, true)?;
         let changed = boot_partition.is_some() && kernels(&tree)? != before;
-        changed.then(|| Kernel::take_out(&tree, job.work)).transpose()?
+        (changed.then(|| Kernel::take_out(&tree, job.work)).transpose()?, opened)
     };
     mounted.finish()?;
     if let (Some(kernel), Some(offset)) = (kernel, boot_partition) {
@@ -44,5 +58,6 @@ pub(crate) fn make(
         kernel.put(attached.file(), offset, job)?;
     }
     job.cancel.check("build", &job.place.file)?;
-    attached.commit(image, format!("build {}", job.stage.name.get_ref()))
+    let committed = attached.commit(image, format!("build {}", job.stage.name.get_ref()))?;
+    Ok(Derived { committed, opened })
 }

@@ -59,7 +59,7 @@ pub(crate) fn holder_of(work: &Path) -> String {
 fn remove_leftovers(folder: &Path, repository: &Repository) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if !name.to_str().and_then(owner_of).is_some_and(|owner| !is_alive(owner)) {
+        if name.to_str().and_then(owner_of).is_none_or(is_alive) {
             continue;
         }
         let path = entry.path();

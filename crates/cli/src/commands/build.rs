@@ -70,6 +70,7 @@ impl Build {
                         "cached": stage.cached,
                         "why": stage.why,
                         "seconds": stage.seconds,
+                        "root_ms": stage.root_seconds.map(|seconds| seconds * 1000.0),
                     })
                 })
                 .collect();

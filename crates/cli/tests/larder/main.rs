@@ -12,6 +12,7 @@
 //! | [`commits`] | changes become versions, served or not |
 //! | [`daemon`] | `larder host run`, and what goes through it |
 //! | [`outages`] | a repository that goes away and comes back |
+//! | [`builds`] | `larder build`: killed, entered, wrong |
 //! | [`soak`] | `fio --verify` while daemons are killed and the repository goes away |
 //! | [`linux_guest`] | the same inside of a Linux guest, at the vhost-user and NBD doors |
 //! | [`survival`] | `kill -9` of attach, import and commit |
@@ -35,6 +36,7 @@ mod nbd_client;
 
 mod bad_input;
 mod blobs;
+mod builds;
 mod caches;
 mod collects;
 mod commits;
