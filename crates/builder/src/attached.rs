@@ -192,6 +192,26 @@ impl Attached {
         Ok((&label == b"FAT").then_some(BOOT_OFFSET))
     }
 
+    /// The disk's length.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Bytes of the disk.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.mirror.read(offset, buffer)
+    }
+
+    /// The identity of the file system that begins there, in the form of a UUID.
+    pub(crate) fn identity(&self, offset: u64) -> Result<String> {
+        let mut bytes = [0; 16];
+        // Where ext4 says what it is.
+        self.mirror.read(offset + 1024 + 0x68, &mut bytes)?;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        Ok(format!("{a}-{b}-{c}-{d}-{e}"))
+    }
+
     /// The disk as a file.
     pub(crate) fn file(&self) -> &Path {
         &self.file

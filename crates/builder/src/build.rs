@@ -33,7 +33,7 @@ use crate::packages::files::PackageFiles;
 use crate::recipe::{Place, Recipe};
 use crate::tool::{Log, Run, need};
 use crate::work::Work;
-use crate::{derive, first, resolve, stages};
+use crate::{anew, derive, first, resolve, rootless, stages};
 
 /// What is to be built, and how.
 pub struct BuildRequest<'a> {
@@ -346,6 +346,11 @@ impl Build<'_> {
         let image = stages::image_of(&key)?;
         let mut root_seconds = None;
         let (version, stored_len) = match parent {
+            Some(parent) if rootless::is_in_namespace() => {
+                let (disk, opened) = anew::make(self.repository, &job, parent)?;
+                root_seconds = Some(opened.as_secs_f64());
+                self.import(&disk, &image, &stage_name)?
+            }
             Some(parent) => {
                 let derived = derive::make(self.repository, &job, parent, &image)?;
                 root_seconds = Some(derived.opened.as_secs_f64());
@@ -367,8 +372,7 @@ impl Build<'_> {
         need(&BUILD_PROGRAMS)?;
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(Kind::Refused, "build", &self.place.file)
-                .because("only root may unpack a system's files with their owners and mount disks")
-                .hint("sudo larder build ..."));
+                .because("only root, or root of a user namespace, may give files to others"));
         }
         Ok(())
     }

@@ -16,6 +16,8 @@
 //! | `key` | what a stage is made of, as a name |
 //! | `first`, `disk`, `file_system` | a stage without a parent: from packages to a disk |
 //! | `boot` | the boot partition: kernel, initrd, loader |
+//! | `anew` | the same without root: the disk is made anew |
+//! | [`rootless`] | an ordinary user's namespace |
 //! | `derive`, `attached` | a stage upon another: its parent's files, mounted and committed |
 //! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
 //! | `contained` | running things in an image, with nothing of the host in sight |
@@ -31,6 +33,7 @@
 //!
 //! **Not here**: mirrors' owners, guests.
 
+mod anew;
 mod attached;
 mod boot;
 pub mod build;
@@ -46,6 +49,7 @@ mod packages;
 pub mod recipe;
 mod resolve;
 mod room;
+pub mod rootless;
 pub mod stages;
 mod steps;
 mod tool;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{LIMIT, Larder, Process};
 
 /// The archive of tiny packages that the builder's tests use, made once.
-fn archive() -> PathBuf {
+pub fn archive() -> PathBuf {
     let script = include_str!("../../../builder/tests/support/archive.sh");
     let name = blake3::hash(script.as_bytes()).to_hex();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("archive-{}", &name[..12]));
