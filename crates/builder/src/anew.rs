@@ -25,7 +25,7 @@ use crate::boot::{Kernel, kernels};
 use crate::contained::Inside;
 use crate::derive::LOOK_LIMIT;
 use crate::file_system::FileSystem;
-use crate::first::Job;
+use crate::first::{Job, Part};
 use crate::tool::{Run, need, program};
 use crate::tree::Tree;
 
@@ -64,7 +64,7 @@ pub(crate) fn make(
         room: Some(len),
     };
     let before = kernels(&tree)?;
-    job.work_on(&tree, &inside, true)?;
+    job.work_on(&tree, &inside, Part::Whole)?;
     let changed = boot_partition.filter(|_| kernels(&tree).is_ok_and(|now| now != before));
     let kernel = changed.map(|_| Kernel::take_out(&tree, job.work)).transpose()?;
     let disk = job.work.join("disk.raw");

@@ -58,6 +58,7 @@ pub(crate) struct Attached {
     mirror: Arc<Mirror>,
     mount: Option<FuseMount>,
     file: PathBuf,
+    folder: PathBuf,
     length: u64,
 }
 
@@ -134,7 +135,7 @@ impl Attached {
         let mount_folder = work.join("fuse");
         std::fs::create_dir_all(&mount_folder)
             .map_err(|error| Error::io("make", mount_folder.display().to_string(), error))?;
-        let state = StateFolder::new(Arc::new(RealFileSystem), folder);
+        let state = StateFolder::new(Arc::new(RealFileSystem), folder.clone());
         let name = MirrorName::new(NAME)?;
         let chunks = Arc::new(repository.chunks().another());
         let mirror = Mirror::create(&state, &name, binding, chunks)?;
@@ -146,6 +147,7 @@ impl Attached {
             mirror,
             mount: Some(mount),
             file: mount_folder.join("mirrors").join(NAME),
+            folder,
             length: facts.length,
         })
     }
@@ -265,8 +267,11 @@ impl Drop for Attached {
         {
             tracing::warn!("{}", error.chain());
         }
-        // The folder goes, and with it whatever could not be made durable.
+        // Its folder goes, and with it whatever could not be made durable.
         let _ = self.mirror.close();
+        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            tracing::warn!(%error, "cannot remove {}", self.folder.display());
+        }
         if let Err(error) = self.repository.catalog().release(&self.holder_name) {
             tracing::warn!("{}", error.chain());
         }
@@ -284,8 +289,10 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     fn start(file: &Path, folder: &Path, (offset, len): (u64, u64), log: &Log) -> Result<Mounted> {
-        let options =
-            format!("loop,offset={offset},sizelimit={len},rw,noatime,nodev,nosuid,noinit_itable");
+        // Before the commit everything is synced; until then nobody needs it to survive a power cut.
+        let options = format!(
+            "loop,offset={offset},sizelimit={len},rw,noatime,nodev,nosuid,noinit_itable,barrier=0"
+        );
         let mut command: Command = program("setpriv");
         command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
         command.args(["/bin/sh", "-c", HOLDER, "holder"]).arg(file).arg(folder).arg(options);

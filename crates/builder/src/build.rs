@@ -25,7 +25,7 @@ use model::{
 use repository::{CommitRequest, ImportRequest, Repository};
 
 use crate::attached::Attached;
-use crate::first::Job;
+use crate::first::{Job, Part};
 use crate::key::Ingredients;
 use crate::lock::{Lock, LockedStage};
 use crate::packages::apt::Apt;
@@ -33,7 +33,7 @@ use crate::packages::files::PackageFiles;
 use crate::recipe::{Place, Recipe};
 use crate::tool::{Log, Run, need};
 use crate::work::Work;
-use crate::{anew, derive, first, resolve, rootless, stages};
+use crate::{anew, derive, first, packaged, resolve, rootless, stages};
 
 /// What is to be built, and how.
 pub struct BuildRequest<'a> {
@@ -325,7 +325,14 @@ impl Build<'_> {
         let work = self.begin_work()?;
         let (log, key) = (self.log(&stage_name)?, ingredients.key());
         let pool = self.work.join("pool");
-        if !locked.package.is_empty() {
+        let stage = &self.recipe.stage[index];
+        let splits = parent.is_some() && packaged::is_apart(stage, locked);
+        let packaged_key = splits.then(|| ingredients.packages_key(stage));
+        let packaged = match &packaged_key {
+            Some(key) => stages::find(self.repository, key)?,
+            None => None,
+        };
+        if !locked.package.is_empty() && packaged.is_none() {
             self.gather(locked, &pool, &log)?;
         }
         let is_last = index + 1 == self.recipe.stage.len();
@@ -344,22 +351,32 @@ impl Build<'_> {
             shell_on_failure: self.request.shell_on_failure,
         };
         let image = stages::image_of(&key)?;
+        let of = (recipe_name.as_str(), stage_name.as_str());
+        let packaged = match &packaged_key {
+            Some(key) => Some(packaged::version(
+                self.repository,
+                &job,
+                (key, of, ingredients),
+                (packaged, parent),
+            )?),
+            None => None,
+        };
+        let part = if packaged.is_some() { Part::Rest } else { Part::Whole };
         let mut root_seconds = None;
-        let (version, stored_len) = match parent {
+        let (version, stored_len) = match packaged.as_ref().or(parent) {
             Some(parent) if rootless::is_in_namespace() => {
                 let (disk, opened) = anew::make(self.repository, &job, parent)?;
                 root_seconds = Some(opened.as_secs_f64());
                 self.import(&disk, &image, &stage_name)?
             }
             Some(parent) => {
-                let derived = derive::make(self.repository, &job, parent, &image)?;
+                let derived = derive::make(self.repository, &job, parent, part, &image)?;
                 root_seconds = Some(derived.opened.as_secs_f64());
                 (derived.committed.version, derived.committed.stored_len)
             }
             None => self.import(&first::make(&job)?, &image, &stage_name)?,
         };
-        let names = (recipe_name.as_str(), stage_name.as_str());
-        stages::describe(self.repository, &key, names, ingredients, stored_len)?;
+        stages::describe(self.repository, &key, of, ingredients, stored_len)?;
         drop(work);
         let seconds = since(began).as_secs_f64();
         Ok((

@@ -10,7 +10,7 @@ use repository::{Committed, Repository};
 use crate::attached::Attached;
 use crate::boot::{Kernel, kernels};
 use crate::contained::Inside;
-use crate::first::Job;
+use crate::first::{Job, Part};
 use crate::tool::Run;
 use crate::tree::Tree;
 
@@ -25,11 +25,12 @@ pub(crate) struct Derived {
     pub opened: Duration,
 }
 
-/// Makes the stage and commits it as a version of `image`.
+/// Makes a part of the stage, or all of it, and commits it as a version of `image`.
 pub(crate) fn make(
     repository: &Repository,
     job: &Job,
     parent: &VersionRecord,
+    part: Part,
     image: &ImageName,
 ) -> Result<Derived> {
     let began = SystemClock.monotonic();
@@ -48,7 +49,7 @@ pub(crate) fn make(
             room: None,
         };
         let before = kernels(&tree)?;
-        job.work_on(&tree, &inside, true)?;
+        job.work_on(&tree, &inside, part)?;
         let changed = boot_partition.is_some() && kernels(&tree)? != before;
         (changed.then(|| Kernel::take_out(&tree, job.work)).transpose()?, opened)
     };

@@ -49,9 +49,20 @@ pub(crate) struct Job<'a> {
     pub shell_on_failure: bool,
 }
 
+/// What of a stage is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Its packages are installed.
+    Packages,
+    /// What comes behind the packages, which are there.
+    Rest,
+    /// Both.
+    Whole,
+}
+
 impl Job<'_> {
     /// Makes the stage's steps, with a shell where one fails.
-    pub(crate) fn work_on(&self, tree: &Tree, inside: &Inside, installs: bool) -> Result<()> {
+    pub(crate) fn work_on(&self, tree: &Tree, inside: &Inside, part: Part) -> Result<()> {
         Inside::prepare(tree)?;
         let steps = Steps {
             stage: self.stage,
@@ -62,8 +73,14 @@ impl Job<'_> {
             log: self.log,
             cancel: self.cancel,
         };
-        let packages = if installs { steps.install(self.locked, self.pool) } else { Ok(()) };
-        let done = packages.and_then(|()| steps.apply(self.system));
+        let packages = match part {
+            Part::Rest => Ok(()),
+            Part::Packages | Part::Whole => steps.install(self.locked, self.pool),
+        };
+        let done = packages.and_then(|()| match part {
+            Part::Packages => Ok(()),
+            Part::Rest | Part::Whole => steps.apply(self.system),
+        });
         if done.is_err() && self.shell_on_failure {
             steps.shell();
         }
@@ -89,7 +106,7 @@ pub(crate) fn make(job: &Job) -> Result<PathBuf> {
         room: Some(plan.root_len),
     };
     disk::write_table(&tree, &plan)?;
-    job.work_on(&tree, &inside, false)?;
+    job.work_on(&tree, &inside, Part::Rest)?;
     let path = job.work.join("disk.raw");
     let failed = |error| Error::io("make", path.display().to_string(), error);
     File::create_new(&path).and_then(|file| file.set_len(plan.len)).map_err(failed)?;

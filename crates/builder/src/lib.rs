@@ -16,6 +16,7 @@
 //! | `key` | what a stage is made of, as a name |
 //! | `first`, `disk`, `file_system` | a stage without a parent: from packages to a disk |
 //! | `boot` | the boot partition: kernel, initrd, loader |
+//! | `packaged` | a stage's packages apart from the rest of it |
 //! | `anew` | the same without root: the disk is made anew |
 //! | [`rootless`] | an ordinary user's namespace |
 //! | `derive`, `attached` | a stage upon another: its parent's files, mounted and committed |
@@ -45,6 +46,7 @@ mod file_system;
 mod first;
 mod key;
 pub mod lock;
+mod packaged;
 mod packages;
 pub mod recipe;
 mod resolve;

@@ -85,6 +85,8 @@ fn a_derived_stage_changes_its_parent_in_place() {
     let again = kitchen.build();
     assert!(again.stages[0].cached);
     assert_eq!(again.stages[1].why, "the files that it copies changed");
+    let log = std::fs::read_to_string(kitchen.path("state/build/logs/out-more.log")).unwrap();
+    assert!(log.contains("its packages are there") && !log.contains("installing"), "{log}");
     assert_eq!(again.version.to_string(), "out@2");
     assert_eq!(kitchen.ask("out", "cat /etc/step"), "hello\n0\n");
 }

@@ -196,7 +196,7 @@ fn from_nothing(session: &mut Session) -> Result<()> {
     };
     let mut contenders: Vec<Contender<'_>> =
         vec![(ALONE.to_owned(), Box::new(alone)), (SCRATCH.to_owned(), Box::new(scratch))];
-    session.rows.alternate(3, &mut contenders)?;
+    session.rows.alternate(2, &mut contenders)?;
     drop(contenders);
     inputs::remove(&folder)?;
     let wall = |name: &str| session.rows.median(name, "wall_seconds").unwrap_or(f64::NAN);
