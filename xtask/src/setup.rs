@@ -58,7 +58,7 @@ const NEEDS: &[Need] = &[
         "debian-archive-keyring",
         &[Images, Demo, Bench],
     ),
-    need("bwrap", "bubblewrap", &[Test, Bench]),
+    need("bwrap", "bubblewrap", &[Demo, Test, Bench]),
     need("newuidmap", "uidmap", &[Test]),
     need("fuse2fs", "fuse2fs", &[Test]),
     need("gpg", "gnupg", &[Test]),

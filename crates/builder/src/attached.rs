@@ -11,6 +11,7 @@
 //!
 //! **Failure**: dropped at any point, nothing is left: no mount, no device, no process, no hold.
 
+use std::cell::OnceCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -60,6 +61,7 @@ pub(crate) struct Attached {
     file: PathBuf,
     folder: PathBuf,
     length: u64,
+    root: OnceCell<(u64, u64)>,
 }
 
 /// What the mount shows: one mirror.
@@ -149,6 +151,7 @@ impl Attached {
             file: mount_folder.join("mirrors").join(NAME),
             folder,
             length: facts.length,
+            root: OnceCell::new(),
         })
     }
 
@@ -157,6 +160,13 @@ impl Attached {
     /// # Errors
     /// `Invalid` where there is none that is known.
     pub(crate) fn root(&self, run: &Run) -> Result<(u64, u64)> {
+        if let Some(root) = self.root.get() {
+            return Ok(*root);
+        }
+        self.find_root(run).inspect(|root| drop(self.root.set(*root)))
+    }
+
+    fn find_root(&self, run: &Run) -> Result<(u64, u64)> {
         if self.is_ext4(0)? {
             return Ok((0, self.length));
         }

@@ -195,6 +195,16 @@ fn a_step_reaches_nothing_outside_its_root() {
         "hostname escaped".to_owned(),
         format!("cat /proc/1/root{victim}"),
         format!("kill -0 {}", std::process::id()),
+        // Tracing begins with opening the other's memory.
+        format!("exec 3<>/proc/{}/mem", std::process::id()),
+        "dd if=/proc/kcore of=/dev/null bs=1 count=1".to_owned(),
+        "mknod /memory c 1 1 && dd if=/memory of=/dev/null bs=1 count=1".to_owned(),
+        "dd if=/dev/vda of=/dev/null bs=1 count=1".to_owned(),
+        "echo 1 > /proc/sys/vm/drop_caches".to_owned(),
+        format!("ln -s {victim} /to-victim && echo bad > /to-victim && cat {victim}"),
+        "ls /sys/kernel".to_owned(),
+        "mount -o remount,rw /proc/sys".to_owned(),
+        "env mount -t ext4 /dev/loop0 /mnt".to_owned(),
         "exec 3<>/dev/tcp/127.0.0.1/1".to_owned(),
         "grep -q 'eth\\|en[sp]\\|veth' /proc/net/dev".to_owned(),
         format!(
