@@ -163,7 +163,8 @@ impl Attached {
         if let Some(root) = self.root.get() {
             return Ok(*root);
         }
-        self.find_root(run).inspect(|root| drop(self.root.set(*root)))
+        let root = self.find_root(run)?;
+        Ok(*self.root.get_or_init(|| root))
     }
 
     fn find_root(&self, run: &Run) -> Result<(u64, u64)> {
