@@ -333,7 +333,7 @@ impl Build<'_> {
             None => None,
         };
         if !locked.package.is_empty() && packaged.is_none() {
-            self.gather(locked, &pool, &log)?;
+            self.gather(locked, parent.is_none(), &pool, &log)?;
         }
         let is_last = index + 1 == self.recipe.stage.len();
         let job = Job {
@@ -394,7 +394,7 @@ impl Build<'_> {
         Ok(())
     }
 
-    fn gather(&self, locked: &LockedStage, pool: &Path, log: &Log) -> Result<()> {
+    fn gather(&self, locked: &LockedStage, first: bool, pool: &Path, log: &Log) -> Result<()> {
         let cancel = self.request.cancel;
         let apt = self.apt(log)?;
         let (folder, work) = (self.folder.join("packages"), self.work.as_path());
@@ -406,8 +406,12 @@ impl Build<'_> {
                 .because(format!("line {line}, stage `{}`", locked.name))
                 .caused_by(error)
         })?;
+        files.pool(locked, pool)?;
+        if !first {
+            return Ok(());
+        }
         let distribution = &self.recipe.distribution;
-        files.pool(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
+        files.index(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
     }
 
     fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<(VersionRecord, u64)> {

@@ -109,9 +109,21 @@ impl PackageFiles<'_> {
         }
     }
 
-    /// Makes an archive of a stage's packages: their files under their names in `folder`, and the
-    /// indexes that apt reads.
-    pub(crate) fn pool(
+    /// Puts the files of a stage's packages under their names into a new folder.
+    pub(crate) fn pool(&self, stage: &LockedStage, folder: &Path) -> Result<()> {
+        let failed = |error| Error::io("make", folder.display().to_string(), error);
+        fs::create_dir_all(folder).map_err(failed)?;
+        for package in &stage.package {
+            let (from, to) = (self.path(package), folder.join(file_name(package)));
+            fs::hard_link(&from, &to)
+                .or_else(|_| fs::copy(&from, &to).map(drop))
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes such a folder an archive: adds the indexes that apt reads.
+    pub(crate) fn index(
         &self,
         stage: &LockedStage,
         release: &str,
@@ -119,14 +131,9 @@ impl PackageFiles<'_> {
         folder: &Path,
     ) -> Result<()> {
         let failed = |error| Error::io("make", folder.display().to_string(), error);
-        fs::create_dir_all(folder).map_err(failed)?;
         let mut index = String::new();
         for package in &stage.package {
-            let name = file_name(package);
-            let from = self.path(package);
-            fs::hard_link(&from, folder.join(&name))
-                .or_else(|_| fs::copy(&from, folder.join(&name)).map(drop))
-                .map_err(failed)?;
+            let (name, from) = (file_name(package), self.path(package));
             let control = self.run().answer(program("dpkg-deb").arg("-f").arg(&from))?;
             index.push_str(String::from_utf8_lossy(&control).trim_end());
             index.push_str(&format!(
