@@ -64,14 +64,24 @@ fn remove_leftovers(folder: &Path, repository: &Repository) {
         }
         let path = entry.path();
         tracing::info!("removing what a build has left in {}", path.display());
-        // A mount of a server that was killed is dead, and would be in the way.
-        let detach = rustix::mount::UnmountFlags::DETACH;
-        let _ = rustix::mount::unmount(path.join("fuse"), detach);
+        unmount_all(&path);
         if let Err(error) = repository.catalog().release(&holder_of(&path)) {
             tracing::warn!("{}", error.chain());
         }
         if let Err(error) = std::fs::remove_dir_all(&path) {
             tracing::warn!(%error, "cannot remove {}", path.display());
+        }
+    }
+}
+
+/// Takes away mounts of servers that were killed: they are dead, and would be in the way.
+fn unmount_all(folder: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for line in mounts.lines().rev() {
+        let point = line.split(' ').nth(4).map(Path::new);
+        if let Some(point) = point.filter(|point| point.starts_with(folder)) {
+            // What cannot be unmounted stops the removal, which is told.
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
