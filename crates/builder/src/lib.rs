@@ -16,6 +16,9 @@
 //! | `key` | what a stage is made of, as a name |
 //! | `first`, `disk`, `file_system` | a stage without a parent: from packages to a disk |
 //! | `boot` | the boot partition: kernel, initrd, loader |
+//! | `packaged` | a stage's packages apart from the rest of it |
+//! | `anew` | the same without root: the disk is made anew |
+//! | [`rootless`] | an ordinary user's namespace |
 //! | `derive`, `attached` | a stage upon another: its parent's files, mounted and committed |
 //! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
 //! | `contextualization` | what machines of an image learn who they are from |
@@ -23,7 +26,9 @@
 //! | `vouch` | what is said of a version: tested, described, tagged, signed |
 //! | `contained` | running things in an image, with nothing of the host in sight |
 //! | `tree` | an image's files, reached so that no link leads out |
-//! | `tool`, `work` | running other programs; folders to work in |
+//! | `room` | how much the files of a first stage may take |
+//! | `tool` | running other programs |
+//! | `work` | the folder of a build under way; what killed ones have left |
 //!
 //! **Invariants**
 //! 1. A stage is made of what is in its key and of nothing else, as far as its steps stay off the
@@ -32,6 +37,7 @@
 //!
 //! **Not here**: mirrors' owners.
 
+mod anew;
 mod attached;
 mod boot;
 pub mod build;
@@ -45,9 +51,12 @@ mod first;
 pub mod gate;
 mod key;
 pub mod lock;
+mod packaged;
 mod packages;
 pub mod recipe;
 mod resolve;
+mod room;
+pub mod rootless;
 pub mod stages;
 mod steps;
 mod tool;

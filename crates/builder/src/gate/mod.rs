@@ -46,6 +46,7 @@ pub use report::{Checked, Outcome, Report};
 
 use crate::key::digest;
 use crate::tool::{Log, need};
+use crate::work::Work;
 
 /// Where the tests of a version are kept with it.
 pub const PLAN: &str = "test/plan";
@@ -108,7 +109,9 @@ impl Gate<'_> {
     /// `Cancelled`. Tests that fail are no error, but in the report.
     pub fn run(&self, plan: &Plan) -> Result<Report> {
         need(&PROGRAMS)?;
-        let work = crate::work::folder(&self.state.join("build"))?;
+        let folder = std::path::absolute(self.state.join("build"))
+            .map_err(|error| Error::io("find", self.state.display().to_string(), error))?;
+        let work = Work::begin(&folder, self.repository)?;
         let name = self.version.id.image.as_str().replace('/', "_");
         let log = Log::create(&self.state.join("build/logs").join(format!("{name}-test.log")))?;
         let content = self.version.facts.content;
