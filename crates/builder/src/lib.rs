@@ -20,6 +20,7 @@
 //! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
 //! | `contained` | running things in an image, with nothing of the host in sight |
 //! | `tree` | an image's files, reached so that no link leads out |
+//! | [`difference`] | what changed between two versions |
 //! | `tool` | running other programs |
 //!
 //! **Invariants**
@@ -35,6 +36,7 @@ pub mod build;
 mod clean;
 mod contained;
 mod derive;
+pub mod difference;
 mod disk;
 mod file_system;
 mod first;
