@@ -13,6 +13,7 @@
 //! | [`blob`] | many writers and readers of byte ranges at once |
 //! | [`blocks`] | a disk's blocks, holes and zeros left out |
 //! | [`bonnie`] | bonnie++ through each door, beside the raw file and a qcow2 overlay |
+//! | [`build`] | builds of a recipe, and what they store |
 //! | [`boot`] | which machine boots soonest |
 //! | [`caches`] | the boot working sets of many images in a host's stock |
 //! | [`collect`] | what a collect does after many commits |
@@ -40,6 +41,7 @@ mod blob;
 mod blocks;
 mod bonnie;
 mod boot;
+mod build;
 mod caches;
 #[allow(dead_code, reason = "some ticks are for charts that come with other benches")]
 mod chart;
@@ -95,6 +97,7 @@ const BENCHES: &[Bench] = &[
     collect::BENCH,
     soak::BENCH,
     blob::BENCH,
+    build::BENCH,
     boot::BENCH,
     yardstick::BENCH,
 ];

@@ -7,12 +7,14 @@
 //!                                                   v
 //!                          minimal@2 --attach--> mirror --NBD--> guest: reads the file
 //!   minimal.raw --copy--> plain file ---------------------------> guest, for comparison
+//!   recipe --build, by stages--> web@1; another page --build--> web@2 --attach--> guest
 //! ```
 //!
 //! **Failure**: whatever ends the demo, its processes end and its folders go; images stay for the
 //! next run.
 
 pub mod larder;
+mod order;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -98,6 +100,14 @@ pub fn run(options: &Options) -> Result<()> {
         second_stored_bytes: second.number("stored_bytes")?,
     }
     .print();
+    println!("\n== an image to order, by stages");
+    order::build_twice(&larder, place.data.path())?;
+    let reference = format!("web@{}", larder.json(&["show", "web"])?.number("version")?);
+    let (login, page) = read_page(&larder, &place, &reference)?;
+    println!("{reference}: login prompt after {}, its page is {page:?}", seconds(login));
+    if page != "another page" {
+        return Err(Error::new(Kind::Corrupt, "read", "the page").because(page));
+    }
     println!("\nthe demo took {}", seconds(began.elapsed()));
     Ok(())
 }
@@ -250,6 +260,19 @@ fn read_back(larder: &Larder, place: &Place, reference: &str) -> Result<String> 
     drop(booted);
     attached.detach()?;
     Ok(read)
+}
+
+/// Boots what was built, and asks for its page.
+fn read_page(larder: &Larder, place: &Place, reference: &str) -> Result<(Duration, String)> {
+    let socket = place.socket("web");
+    let attached = larder.attach(reference, "web", &socket)?;
+    let mut booted = boot(on_mirror(&socket))?;
+    booted.log_in()?;
+    let page = booted.run("cat /var/www/html/index.html; echo")?;
+    let login = booted.login;
+    drop(booted);
+    attached.detach()?;
+    Ok((login, page.trim().to_owned()))
 }
 
 fn on_mirror(socket: &Path) -> Drive {

@@ -90,6 +90,22 @@ pub fn ensure(recipes: &[&Recipe]) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Unpacks the minimal image's packages by mmdebstrap, and does nothing else.
+pub fn unpack_alone(folder: &Path, log: &Path) -> Result<()> {
+    root::unpack(&MINIMAL, folder, log)
+}
+
+/// This machine's settings of apt about fetching.
+pub fn apt_settings() -> Result<Vec<String>> {
+    sources::settings()
+}
+
+/// The file that says where this machine's packages come from.
+pub fn apt_sources() -> Result<PathBuf> {
+    let found = sources::of(&MINIMAL)?;
+    Ok(found.into_iter().next().map(PathBuf::from).unwrap_or_default())
+}
+
 /// Where images are kept.
 fn folder() -> Result<PathBuf> {
     let folder = workspace::target().join("images");

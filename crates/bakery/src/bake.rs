@@ -13,7 +13,6 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -32,10 +31,14 @@ use crate::helper;
 use crate::machine_file::{MachineFile, Made};
 use crate::monitor::{LiveGuest, Monitor, NewGuest};
 use crate::resume::{Machine, ResumeRequest, resume};
+use crate::run_folder::{MEMORY, RunFolder};
 use crate::working_set;
 
 /// What the mirrors of bakes are named by.
 const MIRROR_PREFIX: &str = "bake-";
+
+/// The zstd level of a baked machine: made once and kept many times over, and read no slower.
+const COMPRESSION_LEVEL: i32 = 15;
 
 /// How often it is looked whether somebody wants it to stop.
 const LOOK: Duration = Duration::from_millis(100);
@@ -119,7 +122,7 @@ pub fn bake(
     disks.sweep(MIRROR_PREFIX)?;
     let name = MirrorName::new(&format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8]))?;
     let disk = disks.serve(&version.id, &name)?;
-    let folder = state.path().join(name.as_str());
+    let folder = RunFolder::make()?;
     let baked = Oven { folder: &folder, monitor, request, shape, version: &version, disk: &*disk }
         .boot()
         .and_then(|cooled| {
@@ -131,12 +134,12 @@ pub fn bake(
                 origin: format!("bake {}", version.id),
                 progress: request.progress,
                 cancel: request.cancel,
+                compression_level: Some(COMPRESSION_LEVEL),
             };
             cooled.publish(repository, &*disk, &request)
         });
     let ended = disk.end(true);
-    // Nothing is in it any more but the place of a mount.
-    let _ = std::fs::remove_dir_all(&folder);
+    drop(folder);
     let baked = baked?;
     // The machine is there; what is left of its mirror goes with the next bake.
     if let Err(error) = ended {
@@ -178,11 +181,11 @@ impl Proof<'_> {
         };
         let reference = version.id.clone().into();
         let machine = Machine::find(repository, state, monitor, &reference).map_err(unproven)?;
-        let folder = state.path().join(format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8]));
+        let folder = RunFolder::make()?;
         let request = ResumeRequest {
             reference,
             mirror: MirrorName::new(&format!("{MIRROR_PREFIX}{}", &SystemEntropy.name()[..8]))?,
-            folder: folder.clone(),
+            folder: folder.path().to_path_buf(),
             waits_for_answer: request.ready == Ready::Login,
             is_recorded: true,
             is_suspendable: false,
@@ -201,8 +204,7 @@ impl Proof<'_> {
             }
             resumed.end(true)
         });
-        // Nothing is in it any more but the place of a mount.
-        let _ = std::fs::remove_dir_all(&folder);
+        drop(folder);
         ended?;
         machine.complete().wait();
         Ok(())
@@ -247,7 +249,7 @@ struct Oven<'a> {
     shape: MachineShape,
     version: &'a VersionRecord,
     disk: &'a dyn ServedDisk,
-    folder: &'a Path,
+    folder: &'a RunFolder,
 }
 
 /// A guest that was booted, stopped, saved and ended.
@@ -265,9 +267,10 @@ impl Oven<'_> {
     fn install_helper(&self) -> Result<bool> {
         match (self.request.installs_helper, self.disk.mirror()) {
             (true, Some(mirror)) => {
-                let failed = |error| Error::io("make", self.folder.display().to_string(), error);
-                std::fs::create_dir_all(self.folder).map_err(failed)?;
-                helper::install_into(mirror, self.folder)
+                let mount = self.folder.path().join(MEMORY);
+                let failed = |error| Error::io("make", mount.display().to_string(), error);
+                std::fs::create_dir_all(&mount).map_err(failed)?;
+                helper::install_into(mirror, &mount)
             }
             _ => Ok(false),
         }

@@ -21,6 +21,7 @@
 //! | [`console`] | the console of a resumed guest: asked, then handed on |
 //! | [`helper`] | the helper gets into a disk that is about to be baked |
 //! | [`disks`] | who serves the disks of guests |
+//! | [`run_folder`] | a private folder for one guest's sockets and mounts |
 //!
 //! **Invariants**
 //! 1. There is a machine and its disk, or neither, whatever ends the process and when.
@@ -41,6 +42,7 @@ pub mod memory;
 pub mod monitor;
 pub mod qemu;
 pub mod resume;
+pub mod run_folder;
 pub mod suspend;
 pub mod working_set;
 
@@ -49,4 +51,5 @@ pub use disks::{Disks, ServedDisk};
 pub use monitor::Monitor;
 pub use qemu::{Qemu, QemuGuest};
 pub use resume::{Machine, ResumeRequest, Resumed, resume};
+pub use run_folder::RunFolder;
 pub use suspend::{Suspendable, Suspended, suspend};

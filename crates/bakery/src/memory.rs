@@ -19,12 +19,12 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use attach::fuse::{FuseMount, Tree};
 use mirror::{BackingFile, ReadOnlyView};
 use model::boot_set::FirstRead;
-use model::device::Device;
+use model::device::{Device, Extent, WholeFile};
 use model::{BLOCK_LEN, Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
 use rustix::fs::Advice;
 
@@ -39,6 +39,19 @@ pub struct MemorySource {
     path: PathBuf,
     fds: Vec<Arc<OwnedFd>>,
     kept: Kept,
+    failure: Arc<FirstFailure>,
+}
+
+/// Why a page could not be brought: the first time it happened. The guest that needed it was killed for
+/// it and cannot tell.
+#[derive(Default)]
+struct FirstFailure(Mutex<Option<(Kind, String)>>);
+
+impl FirstFailure {
+    fn note(&self, error: &Error) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.get_or_insert_with(|| (error.kind(), error.chain()));
+    }
 }
 
 /// What keeps the bytes there.
@@ -65,12 +78,13 @@ impl MemorySource {
         {
             let fd = fd.try_clone_to_owned();
             let fd = Arc::new(fd.map_err(|error| Error::io("hold", version.to_string(), error))?);
-            return Ok(MemorySource { path: path_of(&fd), fds: vec![fd], kept: Kept::File(file) });
+            let (path, fds, failure) = (path_of(&fd), vec![fd], Arc::default());
+            return Ok(MemorySource { path, fds, kept: Kept::File(file), failure });
         }
         let device: Arc<dyn Device> = view.clone();
         // What is needed is on its way then; more would only wait for what is not.
         let read_ahead_len_max = is_set_known.then_some(READ_AHEAD_LEN);
-        Self::mount(OneMachine { version: version.clone(), device, read_ahead_len_max }, folder)
+        Self::mount(version, device, read_ahead_len_max, folder)
     }
 
     /// A copy of a machine's memory, for one guest alone, which this process can read: for a guest that
@@ -81,7 +95,7 @@ impl MemorySource {
     pub fn copied(view: &ReadOnlyView, memory_len: u64) -> Result<Self> {
         let memory = MachineFile::memory_of(view, memory_len)?.memory();
         let (path, fds) = (path_of(&memory), vec![memory.clone()]);
-        Ok(MemorySource { path, fds, kept: Kept::Copy(memory) })
+        Ok(MemorySource { path, fds, kept: Kept::Copy(memory), failure: Arc::default() })
     }
 
     /// The memory, where it is a copy for one guest alone.
@@ -105,16 +119,22 @@ impl MemorySource {
         let device: Arc<dyn Device> = reads.clone();
         // What the kernel reads on its own account is nothing that the guest needs.
         let read_ahead_len_max = Some(BLOCK_LEN as u32);
-        let tree = OneMachine { version: version.clone(), device, read_ahead_len_max };
-        Ok((Self::mount(tree, folder)?, reads))
+        Ok((Self::mount(version, device, read_ahead_len_max, folder)?, reads))
     }
 
-    fn mount(tree: OneMachine, folder: &Path) -> Result<Self> {
-        let version = tree.version.clone();
+    fn mount(
+        version: &VersionId,
+        device: Arc<dyn Device>,
+        read_ahead_len_max: Option<u32>,
+        folder: &Path,
+    ) -> Result<Self> {
+        let failure = Arc::<FirstFailure>::default();
+        let device = Arc::new(Watched { device, failure: failure.clone() });
+        let tree = OneMachine { version: version.clone(), device, read_ahead_len_max };
         let mount = FuseMount::mount(folder, Arc::new(tree))?;
         let image = mount.folder().join(version.image.as_str());
         let path = image.join(version.version.to_string());
-        Ok(MemorySource { path, fds: Vec::new(), kept: Kept::Mount(Mutex::new(mount)) })
+        Ok(MemorySource { path, fds: Vec::new(), kept: Kept::Mount(Mutex::new(mount)), failure })
     }
 
     /// The file; its first bytes are the memory.
@@ -152,9 +172,75 @@ impl MemorySource {
         }
     }
 
+    /// Why a guest that has ended may have: a page of it could not be brought. None where all could.
+    ///
+    /// # Errors
+    /// That one.
+    pub fn check_brought(&self, subject: &str) -> Result<()> {
+        let noted = self.failure.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*noted {
+            Some((kind, reason)) => Err(Error::new(*kind, "resume", subject)
+                .because(format!("its memory could not be read: {reason}"))
+                .hint("`larder scrub` tells what is damaged; what was baked can be baked anew")),
+            None => Ok(()),
+        }
+    }
+
     /// True where all of it was on this host.
     pub fn is_complete(&self) -> bool {
         !self.fds.is_empty()
+    }
+}
+
+/// A device whose failed reads are noted.
+struct Watched {
+    device: Arc<dyn Device>,
+    failure: Arc<FirstFailure>,
+}
+
+impl Device for Watched {
+    fn length(&self) -> u64 {
+        self.device.length()
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.device.read(offset, buffer).inspect_err(|error| self.failure.note(error))
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.device.write(offset, bytes)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.device.write_zeroes(offset, len)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.device.discard(offset, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        self.device.prefetch(offset, len)
+    }
+
+    fn may_wait(&self, offset: u64, len: u64) -> bool {
+        self.device.may_wait(offset, len)
+    }
+
+    fn whole_file(&self) -> Result<Option<Box<dyn WholeFile>>> {
+        self.device.whole_file()
+    }
+
+    fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
+        self.device.extents(offset, len, max)
     }
 }
 

@@ -32,6 +32,7 @@ use crate::disks::{Disks, ServedDisk};
 use crate::machine_file::{read_record, read_state};
 use crate::memory::MemorySource;
 use crate::monitor::{LiveGuest, Monitor, ResumeTimes, SavedGuest};
+use crate::run_folder;
 use crate::suspend::Suspendable;
 use crate::working_set::{self, RecordedReads};
 
@@ -122,7 +123,10 @@ impl Resumed {
                 .hint("resume it with `--suspendable`, which copies the memory first")
         })?;
         let mirror = self.mirror.as_ref();
-        let mirror = mirror.ok_or_else(|| refused("its disk is served by this host's daemon"))?;
+        let mirror = mirror.ok_or_else(|| {
+            refused("its disk is served by this host's daemon")
+                .hint("resume it with `--suspendable`: larder then serves the disk itself")
+        })?;
         let (guest, shape, has_helper) = (&*self.guest, self.shape, self.has_helper);
         Ok(Suspendable { guest, memory, shape, has_helper, mirror })
     }
@@ -324,7 +328,7 @@ pub fn resume(
     let subject = machine.version.id.to_string();
     require_helper(machine, request)?;
     let failed = |error| Error::io("resume", subject.clone(), error);
-    let mount = request.folder.join("memory");
+    let mount = request.folder.join(run_folder::MEMORY);
     std::fs::create_dir_all(&mount).map_err(failed)?;
     let Machine { version, view, .. } = machine;
     let (memory, recorded) = match request.is_recorded {
@@ -361,6 +365,7 @@ pub fn resume(
         Ok(born) => born,
         Err(error) => {
             let _ = served.end(true);
+            memory.check_brought(&subject)?;
             return Err(error);
         }
     };

@@ -77,6 +77,7 @@ pub fn suspend(
         origin: format!("suspend {}", mirror.name()),
         progress: &Silent,
         cancel: &Cancel::new(),
+        compression_level: None,
     };
     let mut state_len = 0;
     let made = Made { origin: MachineOrigin::Suspended, has_helper: *has_helper };

@@ -11,6 +11,7 @@
 //!
 //! **Failure**: dropped at any point, nothing is left: no mount, no device, no process, no hold.
 
+use std::cell::OnceCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -29,6 +30,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::boot::BOOT_OFFSET;
 use crate::tool::{Log, Run, kill_group, program, wait_for};
+use crate::work::holder_of;
 
 /// How long the kernel may take for a mount, a trim, an unmount.
 const MOUNT_LIMIT: Duration = Duration::from_secs(300);
@@ -57,7 +59,9 @@ pub(crate) struct Attached {
     mirror: Arc<Mirror>,
     mount: Option<FuseMount>,
     file: PathBuf,
+    folder: PathBuf,
     length: u64,
+    root: OnceCell<(u64, u64)>,
 }
 
 /// What the mount shows: one mirror.
@@ -107,7 +111,7 @@ impl Attached {
         version: &VersionRecord,
         work: &Path,
     ) -> Result<Attached> {
-        let holder_name = format!("build in {}", work.display());
+        let holder_name = holder_of(work);
         repository.catalog().hold(&version.id, &holder_name, Some(HOLD_TIME))?;
         let opened = Self::open_held(repository, version, work, &holder_name);
         opened.inspect_err(|_| {
@@ -133,7 +137,7 @@ impl Attached {
         let mount_folder = work.join("fuse");
         std::fs::create_dir_all(&mount_folder)
             .map_err(|error| Error::io("make", mount_folder.display().to_string(), error))?;
-        let state = StateFolder::new(Arc::new(RealFileSystem), folder);
+        let state = StateFolder::new(Arc::new(RealFileSystem), folder.clone());
         let name = MirrorName::new(NAME)?;
         let chunks = Arc::new(repository.chunks().another());
         let mirror = Mirror::create(&state, &name, binding, chunks)?;
@@ -145,7 +149,9 @@ impl Attached {
             mirror,
             mount: Some(mount),
             file: mount_folder.join("mirrors").join(NAME),
+            folder,
             length: facts.length,
+            root: OnceCell::new(),
         })
     }
 
@@ -154,6 +160,14 @@ impl Attached {
     /// # Errors
     /// `Invalid` where there is none that is known.
     pub(crate) fn root(&self, run: &Run) -> Result<(u64, u64)> {
+        if let Some(root) = self.root.get() {
+            return Ok(*root);
+        }
+        let root = self.find_root(run)?;
+        Ok(*self.root.get_or_init(|| root))
+    }
+
+    fn find_root(&self, run: &Run) -> Result<(u64, u64)> {
         if self.is_ext4(0)? {
             return Ok((0, self.length));
         }
@@ -189,6 +203,26 @@ impl Attached {
         // Where FAT says what it is.
         self.mirror.read(BOOT_OFFSET + 54, &mut label)?;
         Ok((&label == b"FAT").then_some(BOOT_OFFSET))
+    }
+
+    /// The disk's length.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Bytes of the disk.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.mirror.read(offset, buffer)
+    }
+
+    /// The identity of the file system that begins there, in the form of a UUID.
+    pub(crate) fn identity(&self, offset: u64) -> Result<String> {
+        let mut bytes = [0; 16];
+        // Where ext4 says what it is.
+        self.mirror.read(offset + 1024 + 0x68, &mut bytes)?;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        Ok(format!("{a}-{b}-{c}-{d}-{e}"))
     }
 
     /// The disk as a file.
@@ -244,8 +278,11 @@ impl Drop for Attached {
         {
             tracing::warn!("{}", error.chain());
         }
-        // The folder goes, and with it whatever could not be made durable.
+        // Its folder goes, and with it whatever could not be made durable.
         let _ = self.mirror.close();
+        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            tracing::warn!(%error, "cannot remove {}", self.folder.display());
+        }
         if let Err(error) = self.repository.catalog().release(&self.holder_name) {
             tracing::warn!("{}", error.chain());
         }
@@ -263,8 +300,10 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     fn start(file: &Path, folder: &Path, (offset, len): (u64, u64), log: &Log) -> Result<Mounted> {
-        let options =
-            format!("loop,offset={offset},sizelimit={len},rw,noatime,nodev,nosuid,noinit_itable");
+        // Before the commit everything is synced; until then nobody needs it to survive a power cut.
+        let options = format!(
+            "loop,offset={offset},sizelimit={len},rw,noatime,nodev,nosuid,noinit_itable,barrier=0"
+        );
         let mut command: Command = program("setpriv");
         command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
         command.args(["/bin/sh", "-c", HOLDER, "holder"]).arg(file).arg(folder).arg(options);

@@ -25,14 +25,15 @@ use model::{
 use repository::{CommitRequest, ImportRequest, Repository};
 
 use crate::attached::Attached;
-use crate::first::Job;
+use crate::first::{Job, Part};
 use crate::key::Ingredients;
 use crate::lock::{Lock, LockedStage};
 use crate::packages::apt::Apt;
 use crate::packages::files::PackageFiles;
 use crate::recipe::{Place, Recipe};
 use crate::tool::{Log, Run, need};
-use crate::{derive, first, resolve, stages};
+use crate::work::Work;
+use crate::{anew, derive, first, packaged, resolve, rootless, stages};
 
 /// What is to be built, and how.
 pub struct BuildRequest<'a> {
@@ -78,6 +79,9 @@ pub struct BuiltStage {
     pub why: String,
     /// How long that took.
     pub seconds: f64,
+    /// How long it took from its cached parent to files that can be changed; none where it was not
+    /// made upon one.
+    pub root_seconds: Option<f64>,
 }
 
 /// What was built.
@@ -233,21 +237,8 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// A folder for what is of no use afterwards; it goes with what is returned.
-    fn begin_work(&mut self) -> Result<tempfile::TempDir> {
-        let failed = |error| Error::io("work in", self.folder.display().to_string(), error);
-        if self.folder.to_string_lossy().contains(char::is_whitespace) {
-            return Err(Error::new(Kind::Refused, "work in", self.folder.display().to_string())
-                .because("apt takes no path with a space in it")
-                .hint("`--state` names another folder"));
-        }
-        std::fs::create_dir_all(&self.folder).map_err(failed)?;
-        remove_leftovers(&self.folder);
-        let prefix = format!("{WORK}{}-", std::process::id());
-        let work =
-            tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder).map_err(failed)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(work.path(), mode).map_err(failed)?;
+    fn begin_work(&mut self) -> Result<Work> {
+        let work = Work::begin(&self.folder, self.repository)?;
         self.work = work.path().to_path_buf();
         Ok(work)
     }
@@ -257,11 +248,16 @@ impl Build<'_> {
         Log::create(&self.folder.join("logs").join(format!("{image}-{what}.log")))
     }
 
+    fn apt<'b>(&'b self, log: &'b Log) -> Result<Apt<'b>> {
+        let (folder, cancel) = (self.work.join("apt"), self.request.cancel);
+        Apt::new(&folder, &self.folder, &self.recipe, &self.beside, log, cancel)
+    }
+
     fn resolve(&self, asked: &[String], known: Vec<LockedStage>) -> Result<Lock> {
         need(&RESOLVE_PROGRAMS)?;
         let log = self.log("resolve")?;
         let cancel = self.request.cancel;
-        let apt = Apt::new(&self.work.join("apt"), &self.recipe, &self.beside, &log, cancel)?;
+        let apt = self.apt(&log)?;
         let status = match &self.parent {
             Some(parent) => {
                 let run = Run { log: &log, limit: derive::LOOK_LIMIT, cancel };
@@ -298,7 +294,14 @@ impl Build<'_> {
                 true => "it is there".to_owned(),
                 false => "a later stage is there".to_owned(),
             };
-            there.push(BuiltStage { name, key, cached: true, why, seconds: 0.0 });
+            there.push(BuiltStage {
+                name,
+                key,
+                cached: true,
+                why,
+                seconds: 0.0,
+                root_seconds: None,
+            });
         }
         if let Some(last) = there.last() {
             stages::note_use(self.repository, &last.key)?;
@@ -322,8 +325,15 @@ impl Build<'_> {
         let work = self.begin_work()?;
         let (log, key) = (self.log(&stage_name)?, ingredients.key());
         let pool = self.work.join("pool");
-        if !locked.package.is_empty() {
-            self.gather(locked, &pool, &log)?;
+        let stage = &self.recipe.stage[index];
+        let splits = parent.is_some() && packaged::is_apart(stage, locked);
+        let packaged_key = splits.then(|| ingredients.packages_key(stage));
+        let packaged = match &packaged_key {
+            Some(key) => stages::find(self.repository, key)?,
+            None => None,
+        };
+        if !locked.package.is_empty() && packaged.is_none() {
+            self.gather(locked, parent.is_none(), &pool, &log)?;
         }
         let is_last = index + 1 == self.recipe.stage.len();
         let job = Job {
@@ -341,37 +351,67 @@ impl Build<'_> {
             shell_on_failure: self.request.shell_on_failure,
         };
         let image = stages::image_of(&key)?;
-        let (version, stored_len) = match parent {
+        let of = (recipe_name.as_str(), stage_name.as_str());
+        let packaged = match &packaged_key {
+            Some(key) => Some(packaged::version(
+                self.repository,
+                &job,
+                (key, of, ingredients),
+                (packaged, parent),
+            )?),
+            None => None,
+        };
+        let part = if packaged.is_some() { Part::Rest } else { Part::Whole };
+        let mut root_seconds = None;
+        let (version, stored_len) = match packaged.as_ref().or(parent) {
+            Some(parent) if rootless::is_in_namespace() => {
+                let (disk, opened) = anew::make(self.repository, &job, parent)?;
+                root_seconds = Some(opened.as_secs_f64());
+                self.import(&disk, &image, &stage_name)?
+            }
             Some(parent) => {
-                let committed = derive::make(self.repository, &job, parent, &image)?;
-                (committed.version, committed.stored_len)
+                let derived = derive::make(self.repository, &job, parent, part, &image)?;
+                root_seconds = Some(derived.opened.as_secs_f64());
+                (derived.committed.version, derived.committed.stored_len)
             }
             None => self.import(&first::make(&job)?, &image, &stage_name)?,
         };
-        let names = (recipe_name.as_str(), stage_name.as_str());
-        stages::describe(self.repository, &key, names, ingredients, stored_len)?;
+        stages::describe(self.repository, &key, of, ingredients, stored_len)?;
         drop(work);
         let seconds = since(began).as_secs_f64();
-        Ok((version, BuiltStage { name: stage_name, key, cached: false, why, seconds }))
+        Ok((
+            version,
+            BuiltStage { name: stage_name, key, cached: false, why, seconds, root_seconds },
+        ))
     }
 
     fn check_machine(&self) -> Result<()> {
         need(&BUILD_PROGRAMS)?;
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(Kind::Refused, "build", &self.place.file)
-                .because("only root may unpack a system's files with their owners and mount disks")
-                .hint("sudo larder build ..."));
+                .because("only root, or root of a user namespace, may give files to others"));
         }
         Ok(())
     }
 
-    fn gather(&self, locked: &LockedStage, pool: &Path, log: &Log) -> Result<()> {
+    fn gather(&self, locked: &LockedStage, first: bool, pool: &Path, log: &Log) -> Result<()> {
         let cancel = self.request.cancel;
-        let apt = Apt::new(&self.work.join("apt"), &self.recipe, &self.beside, log, cancel)?;
-        let files = PackageFiles { folder: self.folder.join("packages"), log, cancel };
-        files.fetch(&apt, &locked.package)?;
+        let apt = self.apt(log)?;
+        let (folder, work) = (self.folder.join("packages"), self.work.as_path());
+        let files = PackageFiles { folder, work, log, cancel };
+        files.fetch(&apt, &locked.package).map_err(|error| {
+            let found = self.recipe.stage.iter().find(|stage| *stage.name.get_ref() == locked.name);
+            let line = found.map_or(1, |stage| self.place.line(stage.name.span().start));
+            Error::new(error.kind(), "build", &self.place.file)
+                .because(format!("line {line}, stage `{}`", locked.name))
+                .caused_by(error)
+        })?;
+        files.pool(locked, pool)?;
+        if !first {
+            return Ok(());
+        }
         let distribution = &self.recipe.distribution;
-        files.pool(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
+        files.index(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
     }
 
     fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<(VersionRecord, u64)> {
@@ -443,26 +483,6 @@ fn image_latest(image: &ImageName) -> Reference {
 
 fn since(began: Duration) -> Duration {
     SystemClock.monotonic().saturating_sub(began)
-}
-
-/// What folders for work are called, before the process that works there.
-const WORK: &str = "work-";
-
-/// Removes the folders of builds that were killed.
-fn remove_leftovers(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(WORK));
-        let owner = owner.and_then(|rest| rest.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // A mount of a server that was killed is dead, and would be in the way.
-            let mount = entry.path().join("fuse");
-            let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
-            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                tracing::warn!(%error, "cannot remove {}", entry.path().display());
-            }
-        }
-    }
 }
 
 /// No change at all: a version of another image, and nothing else.

@@ -57,6 +57,8 @@ pub(crate) struct Inside {
     pub holder: Option<u32>,
     /// What counts as the time of the build.
     pub epoch: i64,
+    /// The most that its files may take, where no disk of their own says so.
+    pub room: Option<u64>,
 }
 
 /// What a thing that is run may have.

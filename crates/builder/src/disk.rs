@@ -66,6 +66,7 @@ pub(crate) fn make(job: &Job, plan: &Plan, tree: &Tree, root: &Path, disk: &Path
         disk,
         offset: plan.root_offset,
         len: plan.root_len,
+        identity: plan.root.clone(),
         key: job.key,
         epoch: job.locked.source_date_epoch,
         work: job.work,

@@ -38,6 +38,8 @@ pub(crate) struct FileSystem<'a> {
     pub offset: u64,
     /// Its length.
     pub len: u64,
+    /// Its identity, in the form of a UUID.
+    pub identity: String,
     /// The key of the stage.
     pub key: &'a str,
     /// What counts as now.
@@ -67,7 +69,7 @@ impl FileSystem<'_> {
         let mut command = self.timed("mke2fs");
         command.env("MKE2FS_CONFIG", &settings);
         command.args(["-q", "-F", "-t", "ext4", "-L", "root", "-m", "1"]);
-        command.args(["-U", &identity(self.key, "root"), "-E"]).arg(format!(
+        command.args(["-U", &self.identity, "-E"]).arg(format!(
             "offset={},hash_seed={},lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0",
             self.offset,
             identity(self.key, "hash")
@@ -156,6 +158,7 @@ mod tests {
                 disk: &disk,
                 offset: 1 << 20,
                 len: 31 << 20,
+                identity: identity("k", "root"),
                 key: "k",
                 epoch: 1_700_000_000,
                 work: folder.path(),

@@ -49,9 +49,20 @@ pub(crate) struct Job<'a> {
     pub shell_on_failure: bool,
 }
 
+/// What of a stage is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Its packages are installed.
+    Packages,
+    /// What comes behind the packages, which are there.
+    Rest,
+    /// Both.
+    Whole,
+}
+
 impl Job<'_> {
     /// Makes the stage's steps, with a shell where one fails.
-    pub(crate) fn work_on(&self, tree: &Tree, inside: &Inside, installs: bool) -> Result<()> {
+    pub(crate) fn work_on(&self, tree: &Tree, inside: &Inside, part: Part) -> Result<()> {
         Inside::prepare(tree)?;
         let steps = Steps {
             stage: self.stage,
@@ -62,8 +73,14 @@ impl Job<'_> {
             log: self.log,
             cancel: self.cancel,
         };
-        let packages = if installs { steps.install(self.locked, self.pool) } else { Ok(()) };
-        let done = packages.and_then(|()| steps.apply(self.system));
+        let packages = match part {
+            Part::Rest => Ok(()),
+            Part::Packages | Part::Whole => steps.install(self.locked, self.pool),
+        };
+        let done = packages.and_then(|()| match part {
+            Part::Packages => Ok(()),
+            Part::Rest | Part::Whole => steps.apply(self.system),
+        });
         if done.is_err() && self.shell_on_failure {
             steps.shell();
         }
@@ -81,10 +98,15 @@ pub(crate) fn make(job: &Job) -> Result<PathBuf> {
     let tree = Tree::open(&root)?;
     settle(&tree)?;
     check(job, &tree)?;
-    let inside = Inside { root: root.clone(), holder: None, epoch: job.locked.source_date_epoch };
     let plan = disk::Plan::of(&wanted, job.key);
+    let inside = Inside {
+        root: root.clone(),
+        holder: None,
+        epoch: job.locked.source_date_epoch,
+        room: Some(plan.root_len),
+    };
     disk::write_table(&tree, &plan)?;
-    job.work_on(&tree, &inside, false)?;
+    job.work_on(&tree, &inside, Part::Rest)?;
     let path = job.work.join("disk.raw");
     let failed = |error| Error::io("make", path.display().to_string(), error);
     File::create_new(&path).and_then(|file| file.set_len(plan.len)).map_err(failed)?;
@@ -97,8 +119,8 @@ fn unpack(job: &Job, root: &Path) -> Result<()> {
     job.log.say(&format!("unpacking {} packages", job.locked.package.len()));
     let (release, arch) =
         (job.recipe.distribution.release.get_ref(), job.recipe.distribution.arch.get_ref());
-    let mut command = program("setpriv");
-    command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
+    let mut command = program("unshare");
+    command.args(["--mount", "--propagation", "private"]);
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "mmdebstrap"]);
     command.env("SOURCE_DATE_EPOCH", job.locked.source_date_epoch.to_string());
     command.env("TMPDIR", job.work);

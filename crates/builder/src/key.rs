@@ -77,6 +77,14 @@ impl Ingredients {
         digest(&lines)
     }
 
+    /// The key of what is there once the stage's packages are installed: of all that decides that.
+    pub(crate) fn packages_key(&self, stage: &Stage) -> String {
+        let mut texts = vec!["only its packages".to_owned()];
+        texts.extend(["builder", "parent", "packages"].map(|name| self.parts[name].clone()));
+        texts.extend(stage.keep.iter().map(|path| path.get_ref().clone()));
+        digest(&texts)
+    }
+
     /// The parts, by name.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.parts.iter().map(|(name, digest)| (*name, digest.as_str()))

@@ -16,12 +16,17 @@
 //! | `key` | what a stage is made of, as a name |
 //! | `first`, `disk`, `file_system` | a stage without a parent: from packages to a disk |
 //! | `boot` | the boot partition: kernel, initrd, loader |
+//! | `packaged` | a stage's packages apart from the rest of it |
+//! | `anew` | the same without root: the disk is made anew |
+//! | [`rootless`] | an ordinary user's namespace |
 //! | `derive`, `attached` | a stage upon another: its parent's files, mounted and committed |
 //! | `steps`, `users`, `clean` | what a stage does to its files; what it must not leave |
 //! | `contained` | running things in an image, with nothing of the host in sight |
 //! | `tree` | an image's files, reached so that no link leads out |
 //! | [`difference`] | what changed between two versions |
+//! | `room` | how much the files of a first stage may take |
 //! | `tool` | running other programs |
+//! | `work` | the folder of a build under way; what killed ones have left |
 //!
 //! **Invariants**
 //! 1. A stage is made of what is in its key and of nothing else, as far as its steps stay off the
@@ -30,6 +35,7 @@
 //!
 //! **Not here**: mirrors' owners, guests.
 
+mod anew;
 mod attached;
 mod boot;
 pub mod build;
@@ -42,14 +48,18 @@ mod file_system;
 mod first;
 mod key;
 pub mod lock;
+mod packaged;
 mod packages;
 pub mod recipe;
 mod resolve;
+mod room;
+pub mod rootless;
 pub mod stages;
 mod steps;
 mod tool;
 mod tree;
 mod users;
+mod work;
 
 pub use build::{BuildRequest, Built, BuiltStage, Event, build, check};
 pub use lock::Lock;

@@ -13,6 +13,7 @@ use crate::contained::{Grants, Inside, SHOWN};
 use crate::lock::LockedStage;
 use crate::packages::files::file_name;
 use crate::recipe::{Contents, Place, RunStep, Stage, System, duration};
+use crate::room::Room;
 use crate::tool::{End, Log, Run};
 use crate::tree::Tree;
 use crate::users;
@@ -178,14 +179,18 @@ impl Steps<'_> {
 
     fn run(&self, command: &mut Command, limit: Duration, start: usize, what: &str) -> Result<()> {
         let run = Run { log: self.log, limit, cancel: self.cancel };
-        let why = match run.to_end(command)? {
+        let room = self.inside.room.map(|max| Room::new(self.tree, max));
+        let may_go_on = || room.as_ref().is_none_or(Room::is_left);
+        let end = run.to_end_while(command, &may_go_on)?;
+        let full = matches!(end, End::Stopped) || self.tree.free_len() < FULL;
+        let why = match end {
+            End::Stopped => "was ended".to_owned(),
             End::Exited(status) if status.success() => return Ok(()),
             End::Exited(status) => format!("ended with {status}"),
             End::TimedOut => format!("took longer than {} s and was ended", limit.as_secs()),
         };
         let last = self.log.last_lines();
         let said = if last.is_empty() { String::new() } else { format!(": {last}") };
-        let full = self.tree.free_len() < FULL;
         let (kind, disk) = match full {
             true => (Kind::Full, "; the disk is full"),
             false => (Kind::Invalid, ""),

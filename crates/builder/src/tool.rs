@@ -3,6 +3,7 @@
 //! **Invariants**
 //! - A program that is started here is dead when [`run`] returns, with its group; one that is to
 //!   leave nobody behind, whatever it starts, runs in namespaces of its own (see `contained`).
+//! - It is killed when we are killed.
 //! - A log takes at most [`LOG_LEN_MAX`] bytes of disk, whatever a program says.
 
 use std::collections::VecDeque;
@@ -153,15 +154,21 @@ pub(crate) enum End {
     Exited(ExitStatus),
     /// It took too long, and was killed.
     TimedOut,
+    /// It was killed since it might not go on.
+    Stopped,
 }
 
 impl Run<'_> {
-    /// Runs a program to its end, all that it says in the log.
+    /// Runs a program to its end, or as long as it may go on; all that it says in the log.
     ///
     /// # Errors
-    /// `NotFound` and its kin where it cannot be started; `Cancelled`, after it was killed.
-    pub(crate) fn to_end(&self, command: &mut Command) -> Result<End> {
-        self.collect(command, false).map(|(end, _)| end)
+    /// `Cancelled`, after it was killed.
+    pub(crate) fn to_end_while(
+        &self,
+        command: &mut Command,
+        may_go_on: &dyn Fn() -> bool,
+    ) -> Result<End> {
+        self.collect(command, false, may_go_on).map(|(end, _)| end)
     }
 
     /// Runs a program that must succeed.
@@ -179,11 +186,12 @@ impl Run<'_> {
 
     fn answer_or_nothing(&self, command: &mut Command, answers: bool) -> Result<Vec<u8>> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let (end, answer) = self.collect(command, answers)?;
+        let (end, answer) = self.collect(command, answers, &|| true)?;
         let why = match end {
             End::Exited(status) if status.success() => return Ok(answer),
             End::Exited(status) => status.to_string(),
             End::TimedOut => format!("it took longer than {} s", self.limit.as_secs()),
+            End::Stopped => "it was ended".to_owned(),
         };
         let last = self.log.last_lines();
         let colon = if last.is_empty() { "" } else { ": " };
@@ -192,11 +200,17 @@ impl Run<'_> {
             .hint(format!("all that was said is in {}", self.log.path().display())))
     }
 
-    fn collect(&self, command: &mut Command, answers: bool) -> Result<(End, Vec<u8>)> {
+    fn collect(
+        &self,
+        command: &Command,
+        answers: bool,
+        may_go_on: &dyn Fn() -> bool,
+    ) -> Result<(End, Vec<u8>)> {
         let name = command.get_program().to_string_lossy().into_owned();
         self.cancel.check("run", &name)?;
         let failed = |error| Error::io("run", &name, error);
         let (reader, writer) = std::io::pipe().map_err(failed)?;
+        let mut command = ending_with_us(command);
         command.stdin(Stdio::null()).stderr(writer.try_clone().map_err(failed)?);
         if answers {
             command.stdout(Stdio::piped());
@@ -206,7 +220,7 @@ impl Run<'_> {
         }
         let mut child = command.process_group(0).spawn().map_err(failed)?;
         // The command holds our ends of the pipe: readers would wait for ever.
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        drop(command);
         let output = child.stdout.take();
         let log = self.log.clone();
         let logger = std::thread::spawn(move || follow(reader, &mut |bytes| log.add(bytes)));
@@ -220,14 +234,14 @@ impl Run<'_> {
                 answer
             })
         });
-        let end = self.wait(&mut child, &name);
+        let end = self.wait(&mut child, &name, may_go_on);
         kill_group(&mut child);
         let _ = logger.join();
         let answer = answer.and_then(|answer| answer.join().ok()).unwrap_or_default();
         Ok((end?, answer))
     }
 
-    fn wait(&self, child: &mut Child, name: &str) -> Result<End> {
+    fn wait(&self, child: &mut Child, name: &str, may_go_on: &dyn Fn() -> bool) -> Result<End> {
         let failed = |error| Error::io("wait for", name, error);
         let deadline = SystemClock.monotonic() + self.limit;
         loop {
@@ -235,6 +249,9 @@ impl Run<'_> {
                 return Ok(End::Exited(status));
             }
             self.cancel.check("run", name)?;
+            if !may_go_on() {
+                return Ok(End::Stopped);
+            }
             if SystemClock.monotonic() >= deadline {
                 return Ok(End::TimedOut);
             }
@@ -252,6 +269,22 @@ fn follow(mut from: impl Read, take: &mut dyn FnMut(&[u8])) {
             Err(_) => return,
         }
     }
+}
+
+/// The same program, killed when the thread that starts it ends, and so when we are killed.
+fn ending_with_us(command: &Command) -> Command {
+    let mut wrapped = program("setpriv");
+    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        wrapped.current_dir(folder);
+    }
+    wrapped
 }
 
 /// Waits for a child at most this long.
@@ -330,7 +363,7 @@ mod tests {
         with_log(|run| {
             let run = Run { limit: Duration::from_millis(300), ..run };
             // The child of the shell has the log open too: unless it dies, this waits for ever.
-            let end = run.to_end(&mut shell("sleep 1000 & wait")).unwrap();
+            let end = run.to_end_while(&mut shell("sleep 1000 & wait"), &|| true).unwrap();
             assert!(matches!(end, End::TimedOut));
         });
     }

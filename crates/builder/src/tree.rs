@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
@@ -237,6 +237,11 @@ impl Tree {
         let root = rustix::io::dup(&self.root).map_err(io::Error::from);
         root.and_then(|root| clamp_folder(root, epoch))
             .map_err(|error| Error::io("set the times of", self.path.display().to_string(), error))
+    }
+
+    /// The folder itself.
+    pub(crate) fn folder(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// How many bytes are free.

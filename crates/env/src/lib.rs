@@ -5,6 +5,7 @@
 //! | [`clock`] | what time it is |
 //! | [`entropy`] | random bytes |
 //! | [`file_system`] | files and folders: the trait |
+//! | [`memory`] | how much of it the process keeps that nothing uses |
 //! | [`priority`] | how much a thread matters beside others |
 //! | [`real`] | the machine's own |
 //! | [`simulated`] | a disk that forgets and reorders what was not synced, fills up and fails on demand |
@@ -14,6 +15,7 @@
 pub mod clock;
 pub mod entropy;
 pub mod file_system;
+pub mod memory;
 pub mod priority;
 pub mod real;
 pub mod simulated;

@@ -25,6 +25,9 @@ use crate::config::Drive;
 use crate::helper::{Helper, Report};
 use crate::qmp::Qmp;
 
+/// How long a guest that is asked is left alone before it is asked again.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What the id of a root port that is for hot-plug begins with; a number follows.
 pub const PORT_PREFIX: &str = "port";
 
@@ -117,6 +120,8 @@ pub fn wait_online(
         if report.cpu_count >= cpu_count && has_memory {
             return Ok(report);
         }
+        // Its kernel takes them with the processor that would answer.
+        std::thread::park_timeout(LOOK);
         if Instant::now() >= deadline {
             return Err(Error::new(Kind::Unavailable, "grow", "the guest").because(format!(
                 "after {:.1} s it has {} of {cpu_count} CPUs and {} of {} MiB online",

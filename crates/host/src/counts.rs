@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use env::{Clock, SystemClock};
 use model::boot_set::BootPiece;
-use model::device::{Device, Extent};
+use model::device::{Device, Extent, Take};
 use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
 use store::{Chunk, ChunkStore, StoredChunk};
 
@@ -143,6 +143,14 @@ impl Device for CountedDevice {
 
     fn may_wait(&self, offset: u64, len: u64) -> bool {
         self.device.may_wait(offset, len)
+    }
+
+    fn take_from_file(&self, offset: u64, len: usize, take: &mut Take<'_>) -> usize {
+        let taken = self.device.take_from_file(offset, len, take);
+        if taken > 0 {
+            let _ = self.counts.count(Operation::Read, taken as u64, Ok(()));
+        }
+        taken
     }
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use attach::fuse::{FuseMount, Tree};
 use attach::nbd::{Address, Export, NbdServer};
 use attach::vhost_user::VhostUserServer;
-use model::device::{Device, Extent};
+use model::device::{Device, Extent, Take};
 use model::{Error, Kind, MirrorName, Result};
 use serde::{Deserialize, Serialize};
 
@@ -203,5 +203,9 @@ impl Device for ReadOnly {
 
     fn may_wait(&self, offset: u64, len: u64) -> bool {
         self.0.may_wait(offset, len)
+    }
+
+    fn take_from_file(&self, offset: u64, len: usize, take: &mut Take<'_>) -> usize {
+        self.0.take_from_file(offset, len, take)
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use format::mirror_log::Place;
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
-use model::device::{Device, Extent, check_range};
+use model::device::{Device, Extent, Take, check_range};
 use model::{BLOCK_LEN, Error, Kind, Result};
 
 use crate::fetch::{BaseView, blocks_of, by_segment};
@@ -109,6 +109,19 @@ impl Device for Mirror {
             self.states.get(segment).map_or(Place::Absent, |bits| bits.place(block))
         };
         Ok(crate::extents::extents(&self.view, offset..offset + len, max, place))
+    }
+
+    fn take_from_file(&self, offset: u64, len: usize, take: &mut Take<'_>) -> usize {
+        let Some(end) = offset.checked_add(len as u64).filter(|end| *end <= self.length()) else {
+            return 0;
+        };
+        let (source, piece_end) =
+            self.piece(offset / LEN, end.div_ceil(LEN), |_, _, _| BaseBlock::Present);
+        match source {
+            // What is written goes to the overlay: the base never changes under a reader.
+            Source::Base => self.view.take(offset, end.min(piece_end * LEN), take),
+            Source::Zero | Source::Overlay(_) | Source::Fetch => 0,
+        }
     }
 
     fn may_wait(&self, offset: u64, len: u64) -> bool {

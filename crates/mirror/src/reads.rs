@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use format::mirror_log::Place;
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
+use model::device::Take;
 use model::{BLOCK_LEN, Error, Kind, Result};
 
 use crate::fetch::{BaseView, FETCHED_MAX, blocks_of};
@@ -70,6 +71,32 @@ impl BaseView {
             (at, fetched) = (stop, 0);
         }
         Ok(())
+    }
+
+    /// Has `take` take bytes of the version out of the base's file, as far as they are here in one
+    /// piece. Returns how many count: 0 where they were evicted meanwhile.
+    pub(crate) fn take(&self, offset: u64, end: u64, take: &mut Take<'_>) -> usize {
+        let (segment, start) = ((offset / SEGMENT_LEN) as u32, offset / SEGMENT_LEN * SEGMENT_LEN);
+        let Some(fd) = self.base.data.fd() else { return 0 };
+        let bits = self.segment(segment);
+        let evictions = bits.evictions();
+        let first = ((offset - start) / BLOCK_LEN as u64) as u32;
+        let end_block = (end - start).min(SEGMENT_LEN).div_ceil(BLOCK_LEN as u64) as u32;
+        let piece =
+            next_piece(first, end_block, |block| source_of(Place::Absent, || bits.block(block)));
+        if piece.source != Source::Base {
+            return 0;
+        }
+        let stop = (start + u64::from(piece.end) * BLOCK_LEN as u64).min(end);
+        self.base.note_use(bits);
+        let taken = take(fd, offset, (stop - offset) as usize).unwrap_or(0);
+        if bits.evictions() != evictions {
+            return 0;
+        }
+        if taken > 0 && self.recorder.is_active() {
+            self.recorder.note(blocks_of(offset, taken as u64));
+        }
+        taken
     }
 
     /// Brings what a reader waits for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use format::mirror_log::Place;
 use model::boot_set::BootSet;
-use model::device::{Device, Extent, WholeFile, check_range};
+use model::device::{Device, Extent, Take, WholeFile, check_range};
 use model::{BLOCK_LEN, Error, Kind, Result};
 use store::ChunkStore;
 
@@ -129,6 +129,13 @@ impl Device for ReadOnlyView {
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn take_from_file(&self, offset: u64, len: usize, take: &mut Take<'_>) -> usize {
+        match check_range("read the version", self.length(), offset, len as u64) {
+            Ok(()) => self.view.take(offset, offset + len as u64, take),
+            Err(_) => 0,
+        }
     }
 
     fn prefetch(&self, offset: u64, len: u64) -> Result<()> {

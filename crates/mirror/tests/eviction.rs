@@ -329,3 +329,38 @@ fn assert_same_but(mirror: &Mirror, model: &Model) {
     model.write(0, &[1; BLOCK_LEN]);
     assert_same(mirror, &model, "on a full disk");
 }
+
+#[test]
+fn bytes_are_taken_from_the_file_that_has_them_and_do_not_count_once_they_were_evicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateFolder::without_background(Arc::new(env::RealFileSystem), folder.path());
+    let versions = Versions::new(1);
+    let mirror = versions.create(&state, 0, "web");
+    let (block, expected) = versions.models[0].blocks.iter().next().unwrap();
+    let at = block * LEN;
+    let mut taken = Vec::new();
+    let mut take = |file: std::os::fd::BorrowedFd<'_>, offset: u64, len: usize| {
+        taken = vec![0; len];
+        let file = std::fs::File::from(file.try_clone_to_owned()?);
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut taken, offset)?;
+        Ok(len)
+    };
+    assert_eq!(mirror.take_from_file(at, BLOCK_LEN, &mut take), 0, "nothing was fetched yet");
+    mirror.read(at, &mut [0; BLOCK_LEN]).unwrap();
+    assert_eq!(mirror.take_from_file(at + 5, BLOCK_LEN - 5, &mut take), BLOCK_LEN - 5);
+    assert_eq!(taken, expected[5..]);
+    let count = mirror.take_from_file(at, BLOCK_LEN, &mut |_, _, len| {
+        state.limit_bases(8 * LEN);
+        for other in versions.models[0].blocks.keys().rev().take(64) {
+            mirror.read(other * LEN, &mut [0; 1]).unwrap();
+        }
+        assert!(state.base_numbers().unwrap().evicted_segments > 0);
+        Ok(len)
+    });
+    assert_eq!(count, 0, "it was evicted while it was taken");
+    mirror.read(at, &mut [0; BLOCK_LEN]).unwrap();
+    mirror.write(at, &[7; 1]).unwrap();
+    assert_eq!(mirror.take_from_file(at, BLOCK_LEN, &mut |_, _, len| Ok(len)), 0, "written");
+    let behind = mirror.length();
+    assert_eq!(mirror.take_from_file(behind, 1, &mut |_, _, len| Ok(len)), 0, "behind the end");
+}

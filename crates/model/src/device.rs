@@ -1,5 +1,6 @@
 //! What a door serves: a disk that is read, written, trimmed and flushed.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::{Error, Kind, Result};
@@ -31,6 +32,10 @@ pub trait WholeFile: Send + Sync {
     /// no descriptor, as on simulated disks.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 }
+
+/// Takes bytes out of a file without copying them: at most as many as it is told, from an offset.
+/// Returns how many it took.
+pub type Take<'a> = dyn FnMut(BorrowedFd<'_>, u64, usize) -> io::Result<usize> + 'a;
 
 /// A disk. Calls may come from many threads at once. It may become longer at any time, never shorter.
 ///
@@ -71,6 +76,15 @@ pub trait Device: Send + Sync {
     fn may_wait(&self, offset: u64, len: u64) -> bool {
         let _ = (offset, len);
         false
+    }
+
+    /// Has `take` take the range, or its beginning, out of a file in which it lies and never changes:
+    /// for doors that hand pages on instead of copying them. Returns how many bytes were taken and
+    /// count; 0 where there are none, or where they went away meanwhile: then throw away what was
+    /// taken, and go on with [`Device::read`]. Waits for no fetch. Counts as a read where it succeeds.
+    fn take_from_file(&self, offset: u64, len: usize, take: &mut Take<'_>) -> usize {
+        let _ = (offset, len, take);
+        0
     }
 
     /// The one file that holds the whole device, for readers that need not ask us. `None` where

@@ -42,6 +42,8 @@ pub struct MachineRequest<'a> {
     pub progress: &'a dyn Progress,
     /// Stops it.
     pub cancel: &'a Cancel,
+    /// The zstd level of the machine's entries, where it is above the repository's own.
+    pub compression_level: Option<i32>,
 }
 
 /// What was published.
@@ -113,8 +115,13 @@ impl Repository {
             cancel: request.cancel,
         };
         let expected = self.expected_version(&request.disk_image)?;
+        let mut denser = self.clone();
+        if let Some(level) = request.compression_level {
+            let own = denser.settings.compression_level;
+            denser.settings.compression_level = level.max(own);
+        }
         let (laid_out, facts, record) =
-            self.lay_out_source(&mut *source, &import, Some(&expected), &lease)?;
+            denser.lay_out_source(&mut *source, &import, Some(&expected), &lease)?;
         let Rebuilt { laid_out: disk_laid_out, facts: disk_facts, record: disk_record, dirty_len } =
             disk;
         let published = self.catalog.publish_machine(

@@ -67,7 +67,7 @@ pub fn larder(session: &Session, name: &str) -> Result<Larder> {
 }
 
 /// Builds larder.
-fn binary(size: Size) -> Result<PathBuf> {
+pub fn binary(size: Size) -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--locked", "--package", "cli", "--quiet"]);
     let folder = match size {

@@ -54,6 +54,7 @@ fn run(session: &mut Session) -> Result<()> {
     let state = folder.join("state");
     let repository = folder.join("repository");
     let warm: &[&str] = &["resume", "minimal-machine", "--no-network"];
+    let grown = [warm, &["--cpus", "2", "--memory", "512MiB"]].concat();
     for round in 0..rounds {
         let mut measure = |who: &str, options: &[&str]| -> Result<()> {
             let told = resume(&larder, options)?;
@@ -61,6 +62,7 @@ fn run(session: &mut Session) -> Result<()> {
             end(&told)
         };
         measure("warm", warm)?;
+        measure("grown to 2 CPUs, 512 MiB", &grown)?;
         forget(&state)?;
         measure("cold, all of it on this host", warm)?;
         fs::remove_dir_all(state.join("bases")).ok();
@@ -100,7 +102,7 @@ fn resume(larder: &Larder, options: &[&str]) -> Result<Value> {
 }
 
 fn times(told: &Value) -> Result<Vec<(&'static str, f64)>> {
-    let keys = ["running_ms", "answered_ms", "identity_ms", "total_ms"];
+    let keys = ["running_ms", "answered_ms", "identity_ms", "grown_ms", "total_ms"];
     let found = keys.into_iter().filter_map(|key| Some((key, told[key].as_f64()?)));
     let columns: Vec<_> = found.collect();
     match columns.is_empty() {

@@ -43,6 +43,11 @@ impl Answer {
         self.0[key].as_f64().ok_or_else(|| self.without(key))
     }
 
+    /// What is at a key.
+    pub fn value(&self, key: &str) -> &Value {
+        &self.0[key]
+    }
+
     /// The text at a key.
     pub fn text(&self, key: &'static str) -> Result<&str> {
         self.0[key].as_str().ok_or_else(|| self.without(key))

@@ -125,6 +125,14 @@ impl FuseMount {
         Ok(FuseMount { folder, device, connection, ended, helper, over: false })
     }
 
+    /// Unmounts from a folder what a killed server left there, if it did. For who throws folders away.
+    ///
+    /// # Errors
+    /// `Refused` or `Unavailable` where the kernel does not let go.
+    pub fn clear_dead(folder: &Path) -> Result<()> {
+        clear_dead(&canonical(folder)?)
+    }
+
     /// The folder that the tree is mounted on, in canonical form.
     pub fn folder(&self) -> &Path {
         &self.folder

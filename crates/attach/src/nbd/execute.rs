@@ -237,6 +237,12 @@ impl Executor {
         let (mut at, end) = (request.offset, request.offset + u64::from(request.len));
         while at < end {
             let len = (end - at).min(PIECE_LEN as u64) as usize;
+            // A chunk that must not be cut is read.
+            let taken = match request.has(wire::CMD_FLAG_DF) {
+                true => 0,
+                false => out.take(&*self.device, at, len),
+            };
+            let len = if taken > 0 { taken } else { len };
             let last = at + len as u64 == end;
             if out.room() < wire::CHUNK_HEADER_LEN + 8 + len {
                 out.send(&self.outlet)?;
@@ -245,6 +251,11 @@ impl Executor {
             let flags = if last { wire::REPLY_FLAG_DONE } else { 0 };
             out.push_chunk(request.cookie, flags, wire::REPLY_OFFSET_DATA, len as u32 + 8);
             out.push(&at.to_be_bytes());
+            if taken > 0 {
+                out.send_taken(&self.outlet, taken)?;
+                at += taken as u64;
+                continue;
+            }
             if let Err(error) = self.device.read(at, out.space(len)) {
                 out.truncate(mark);
                 return self.reply(request, Err(error.into()), out);

@@ -15,6 +15,7 @@
 //! | `transmission` | the loop that receives requests |
 //! | `execute` | one request on the device, and its reply |
 //! | `receive`, `reply` | the two buffers of a connection |
+//! | `conduit` | pages that go from a file to the client without being copied |
 //! | `wire` | the protocol's numbers and layouts |
 //!
 //! **Invariants**
@@ -36,6 +37,7 @@
 //! `base:allocation`; without extended headers.
 
 mod address;
+mod conduit;
 mod execute;
 mod handshake;
 mod receive;

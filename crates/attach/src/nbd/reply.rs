@@ -5,6 +5,9 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use model::device::Device;
+
+use super::conduit::Conduit;
 use super::socket::Socket;
 use super::wire::{
     CHUNK_HEADER_LEN, CHUNK_MAGIC, Code, REPLY_ERROR, REPLY_FLAG_DONE, SIMPLE_REPLY_MAGIC,
@@ -45,18 +48,25 @@ impl Turn<'_> {
         let used = std::mem::take(&mut buffer.used);
         self.socket.send_all(&buffer.bytes[..used])
     }
+
+    /// Sends what the buffer holds and empties it, and behind it `len` bytes that it has taken.
+    fn send_with(&self, buffer: &mut ReplyBuffer, len: usize) -> io::Result<()> {
+        self.send(buffer)?;
+        buffer.conduit.send(self.socket, len)
+    }
 }
 
 /// Replies that were made and not sent. Its bytes are zeroed once, when it is made.
 pub(super) struct ReplyBuffer {
     bytes: Vec<u8>,
     used: usize,
+    conduit: Conduit,
 }
 
 impl ReplyBuffer {
     /// A buffer for `capacity` bytes.
     pub(super) fn new(capacity: usize) -> Self {
-        ReplyBuffer { bytes: vec![0; capacity], used: 0 }
+        ReplyBuffer { bytes: vec![0; capacity], used: 0, conduit: Conduit::default() }
     }
 
     /// Bytes that wait to be sent.
@@ -87,6 +97,17 @@ impl ReplyBuffer {
     pub(super) fn space(&mut self, len: usize) -> &mut [u8] {
         self.used += len;
         &mut self.bytes[self.used - len..self.used]
+    }
+
+    /// Has the next bytes of a reply taken from a device that has them in a file. Returns how many
+    /// wait for [`ReplyBuffer::send_taken`]; 0 where the device has to be read.
+    pub(super) fn take(&mut self, device: &dyn Device, offset: u64, len: usize) -> usize {
+        self.conduit.take(device, offset, len)
+    }
+
+    /// Sends what is there, and behind it the `len` bytes that were taken.
+    pub(super) fn send_taken(&mut self, outlet: &Outlet, len: usize) -> io::Result<()> {
+        outlet.turn().send_with(self, len)
     }
 
     /// Takes back what was added since `used` was read.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::sockopt::Timeout;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
+use rustix::pipe::{SpliceFlags, splice};
 
 /// A connected socket. Dropping it closes it.
 #[derive(Debug)]
@@ -46,6 +47,16 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Sends what a pipe holds, at most `len` bytes of it. Returns how many.
+    pub(super) fn send_from(&self, pipe: &OwnedFd, len: usize) -> io::Result<usize> {
+        loop {
+            match splice(pipe, None, &self.fd, None, len, SpliceFlags::empty()) {
+                Err(Errno::INTR) => (),
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Limits how long each call may block; `None` is without limit.

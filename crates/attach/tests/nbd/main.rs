@@ -3,6 +3,7 @@
 mod clients;
 mod file_device;
 mod garbage;
+mod handed_on;
 mod life;
 mod model_check;
 mod raw_client;

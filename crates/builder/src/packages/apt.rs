@@ -20,6 +20,7 @@ use env::{Clock, SystemClock};
 use model::progress::Cancel;
 use model::{Error, Kind, Result};
 
+use super::indexes::Indexes;
 use super::sources::{self, Source};
 use crate::lock::LockedPackage;
 use crate::recipe::Recipe;
@@ -30,10 +31,14 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// How often all indexes are asked for, each of apt's own tries aside.
 const TRIES: usize = 2;
 
+/// Where apt has its indexes.
+const LISTS: &str = "var/lib/apt/lists";
+
 /// An apt of our own.
 pub(crate) struct Apt<'a> {
     folder: PathBuf,
     sources: Vec<Source>,
+    kept: Indexes,
     log: &'a Log,
     cancel: &'a Cancel,
 }
@@ -50,9 +55,10 @@ pub(crate) struct Resolution {
 }
 
 impl<'a> Apt<'a> {
-    /// Makes the root in a folder that is not there yet.
+    /// Makes the root in a folder that is not there yet. Indexes are kept below `state`.
     pub(crate) fn new(
         folder: &Path,
+        state: &Path,
         recipe: &Recipe,
         beside: &Path,
         log: &'a Log,
@@ -60,7 +66,8 @@ impl<'a> Apt<'a> {
     ) -> Result<Apt<'a>> {
         let sources = sources::of(recipe, beside)?;
         let folder = folder.to_path_buf();
-        let apt = Apt { folder, sources, log, cancel };
+        let kept = Indexes::of(state, &sources);
+        let apt = Apt { folder, sources, kept, log, cancel };
         let dump = apt.run().answer(program("apt-config").arg("dump"))?;
         let own = sources::fetch_settings(&String::from_utf8_lossy(&dump));
         let failed = |error| Error::io("make", apt.folder.display().to_string(), error);
@@ -120,11 +127,16 @@ impl<'a> Apt<'a> {
     /// `Refused` where a signature is not right, `Unavailable` where an archive does not answer.
     pub(crate) fn update(&self) -> Result<()> {
         self.log.say("asking the archives for their indexes");
+        let lists = self.folder.join(LISTS);
+        self.kept.put_into(&lists);
         let mut tries = 0;
         loop {
             tries += 1;
             match self.run().succeed(self.program("apt-get").args(["-q", "update"])) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.kept.keep(&lists);
+                    return Ok(());
+                }
                 Err(error) if error.kind() == Kind::Cancelled => return Err(error),
                 Err(error) => {
                     let error = explain("read the package archives", error);
@@ -139,7 +151,7 @@ impl<'a> Apt<'a> {
 
     /// When the youngest index was signed, in seconds since 1970-01-01 UTC; not in the future.
     pub(crate) fn epoch(&self) -> Result<i64> {
-        let lists = self.folder.join("var/lib/apt/lists");
+        let lists = self.folder.join(LISTS);
         let failed = |error| Error::io("read", lists.display().to_string(), error);
         let mut latest = 0;
         for entry in fs::read_dir(&lists).map_err(failed)? {

@@ -25,6 +25,8 @@ const FETCHED_AT_ONCE: usize = 200;
 pub(crate) struct PackageFiles<'a> {
     /// The folder.
     pub folder: PathBuf,
+    /// A folder for what is of no use afterwards, on the same disk.
+    pub work: &'a Path,
     /// Told what happens.
     pub log: &'a Log,
     /// Ends it.
@@ -55,7 +57,7 @@ impl PackageFiles<'_> {
             return Ok(());
         }
         self.log.say(&format!("fetching {} packages", missing.len()));
-        let incoming = tempfile::tempdir_in(&self.folder).map_err(failed)?;
+        let incoming = tempfile::tempdir_in(self.work).map_err(failed)?;
         let most = (0..).take_while(|n| missing.iter().any(|p| self.uri(apt, p, *n).is_some()));
         let mut last = None;
         for candidate in most {
@@ -68,22 +70,31 @@ impl PackageFiles<'_> {
                     command.arg(uri).arg(incoming.path().join(&package.sha256));
                     command.arg(format!("SHA256:{}", package.sha256));
                 }
-                if command.get_args().len() > 2 {
-                    last = self.run().succeed(&mut command).err();
+                if command.get_args().len() <= 2 {
+                    continue;
                 }
+                let failure = self.run().succeed(&mut command).err();
                 self.cancel.check("fetch", "packages")?;
                 for package in some {
                     let file = incoming.path().join(&package.sha256);
-                    if file.exists() {
+                    // Where it fails, it leaves what it has of those that it could not get.
+                    if file.exists() && (failure.is_none() || self.is_whole(&file, package)?) {
                         fs::rename(file, self.path(package)).map_err(failed)?;
                     }
                 }
+                last = failure.or(last);
             }
         }
         match missing.iter().find(|package| !self.path(package).exists()) {
             None => Ok(()),
             Some(package) => Err(missing_package(package, last)),
         }
+    }
+
+    /// True where a file has the digest that its package was locked with.
+    fn is_whole(&self, file: &Path, package: &LockedPackage) -> Result<bool> {
+        let digest = self.run().answer(program("sha256sum").arg(file))?;
+        Ok(digest.starts_with(package.sha256.to_ascii_lowercase().as_bytes()))
     }
 
     /// Where a package may be: first where apt said, then in each place of its archive.
@@ -98,9 +109,21 @@ impl PackageFiles<'_> {
         }
     }
 
-    /// Makes an archive of a stage's packages: their files under their names in `folder`, and the
-    /// indexes that apt reads.
-    pub(crate) fn pool(
+    /// Puts the files of a stage's packages under their names into a new folder.
+    pub(crate) fn pool(&self, stage: &LockedStage, folder: &Path) -> Result<()> {
+        let failed = |error| Error::io("make", folder.display().to_string(), error);
+        fs::create_dir_all(folder).map_err(failed)?;
+        for package in &stage.package {
+            let (from, to) = (self.path(package), folder.join(file_name(package)));
+            fs::hard_link(&from, &to)
+                .or_else(|_| fs::copy(&from, &to).map(drop))
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes such a folder an archive: adds the indexes that apt reads.
+    pub(crate) fn index(
         &self,
         stage: &LockedStage,
         release: &str,
@@ -108,14 +131,9 @@ impl PackageFiles<'_> {
         folder: &Path,
     ) -> Result<()> {
         let failed = |error| Error::io("make", folder.display().to_string(), error);
-        fs::create_dir_all(folder).map_err(failed)?;
         let mut index = String::new();
         for package in &stage.package {
-            let name = file_name(package);
-            let from = self.path(package);
-            fs::hard_link(&from, folder.join(&name))
-                .or_else(|_| fs::copy(&from, folder.join(&name)).map(drop))
-                .map_err(failed)?;
+            let (name, from) = (file_name(package), self.path(package));
             let control = self.run().answer(program("dpkg-deb").arg("-f").arg(&from))?;
             index.push_str(String::from_utf8_lossy(&control).trim_end());
             index.push_str(&format!(

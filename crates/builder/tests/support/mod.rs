@@ -1,5 +1,7 @@
 //! An archive of tiny packages, and a folder to build from it in.
 
+pub mod server;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -10,9 +10,14 @@ use crate::output::print_line;
 /// Set in the environment of a larder that serves in the background.
 const IN_BACKGROUND: &str = "LARDER_IN_BACKGROUND";
 
+/// True where this was started in the background.
+pub fn is_here() -> bool {
+    std::env::var_os(IN_BACKGROUND).is_some()
+}
+
 /// Leaves the terminal, whose end would end this, where this was started in the background.
 pub fn leave_terminal() {
-    if std::env::var_os(IN_BACKGROUND).is_some() {
+    if is_here() {
         // It fails where that is done already.
         let _ = rustix::process::setsid();
     }

@@ -34,6 +34,7 @@ pub struct Build {
 
 impl Build {
     pub fn run(self, context: &Context) -> Result<()> {
+        builder::rootless::enter()?;
         let repository = context.repository_or_new()?;
         let told = context.format == Format::Text && !context.is_quiet();
         let tell = move |event: Event| {
@@ -70,6 +71,7 @@ impl Build {
                         "cached": stage.cached,
                         "why": stage.why,
                         "seconds": stage.seconds,
+                        "root_ms": stage.root_seconds.map(|seconds| seconds * 1000.0),
                     })
                 })
                 .collect();

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use attach::nbd::Address;
-use bakery::{Disks, ServedDisk};
-use env::SystemEntropy;
-use env::entropy::Entropy;
+use bakery::{Disks, RunFolder, ServedDisk};
 use guest::{Accelerator, Drive};
 use host::{AttachRequest, DoorOptions, Owner};
 use mirror::{Mirror, Patience, StateFolder};
@@ -22,34 +20,6 @@ pub fn parse_accelerator(word: &str) -> Result<Accelerator> {
         Error::new(Kind::Invalid, "use the accelerator", format!("`{word}`"))
             .because("it is neither `kvm` nor `tcg`")
     })
-}
-
-/// A private folder for sockets between larder and QEMU; gone when dropped.
-pub struct SocketFolder(PathBuf);
-
-impl SocketFolder {
-    pub fn make() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("larder-{}", &SystemEntropy.name()[..16]));
-        let failed = |error| Error::io("make the folder", folder.display().to_string(), error);
-        let mut builder = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&folder).map_err(failed)?;
-        Ok(SocketFolder(folder))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    pub fn socket(&self) -> PathBuf {
-        self.0.join("nbd")
-    }
-}
-
-impl Drop for SocketFolder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// The mirror of a guest: served here, or by this host's daemon.
@@ -68,8 +38,16 @@ impl Served {
         if host::client::attach(state, folder, request)?.is_some() {
             return Ok(Served::ByDaemon);
         }
-        let owner = Owner::start(repository()?, state.clone(), request)?;
-        Ok(Served::Here(Box::new(owner)))
+        Self::here(repository()?, state, request)
+    }
+
+    /// Serves a mirror from this process.
+    pub fn here(
+        repository: Repository,
+        state: &StateFolder,
+        request: &AttachRequest,
+    ) -> Result<Self> {
+        Ok(Served::Here(Box::new(Owner::start(repository, state.clone(), request)?)))
     }
 
     /// The mirror, where this process owns it.
@@ -121,7 +99,7 @@ impl HostDisks {
 
 impl Disks for HostDisks {
     fn serve(&self, version: &VersionId, name: &MirrorName) -> Result<Box<dyn ServedDisk>> {
-        let socket = SocketFolder::make()?;
+        let socket = RunFolder::make()?;
         let request = AttachRequest {
             reference: Some(version.clone().into()),
             mirror: name.clone(),
@@ -135,10 +113,7 @@ impl Disks for HostDisks {
             client: None,
         };
         let served = match self.own {
-            true => {
-                let owner = Owner::start(self.repository.clone(), self.state.clone(), &request)?;
-                Served::Here(Box::new(owner))
-            }
+            true => Served::here(self.repository.clone(), &self.state, &request)?,
             false => {
                 let repository = || Ok(self.repository.clone());
                 Served::start(&self.folder, repository, &self.state, &request)?
@@ -172,7 +147,7 @@ impl Disks for HostDisks {
 struct Disk {
     served: Option<Served>,
     name: MirrorName,
-    socket: SocketFolder,
+    socket: RunFolder,
     repository: Repository,
     state: StateFolder,
 }

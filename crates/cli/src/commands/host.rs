@@ -76,6 +76,7 @@ impl Host {
 
 impl HostRun {
     fn run(self, context: &Context) -> Result<()> {
+        env::memory::keep_little();
         // From here on a signal ends it as it should.
         let mut waiter = Waiter::new()?;
         let repo = context.repo.path.clone();

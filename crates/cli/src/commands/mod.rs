@@ -39,6 +39,7 @@ mod stats;
 mod stream;
 mod suspend;
 mod tag;
+mod terminal;
 mod write;
 
 pub use sign::read_key;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bakery::monitor::LiveGuest;
-use bakery::{Disks, Machine, Qemu, ResumeRequest, Resumed};
+use bakery::{Disks, Machine, Qemu, ResumeRequest, Resumed, RunFolder};
 use env::SystemEntropy;
 use env::entropy::Entropy;
 use guest::Identity;
@@ -15,9 +15,9 @@ use model::{Error, Kind, MirrorName, Reference, Result};
 use serde_json::{Value, json};
 
 use crate::arguments::Format;
-use crate::commands::guests::{HostDisks, SocketFolder};
+use crate::commands::guests::HostDisks;
 use crate::commands::length::Length;
-use crate::commands::{background, suspend};
+use crate::commands::{background, suspend, terminal};
 use crate::context::Context;
 use crate::interrupt::Waiter;
 use crate::output::{print_json, print_line};
@@ -30,7 +30,7 @@ const MIRROR_PREFIX: &str = "resume-";
 /// Each copy goes on where the machine was stopped, with a disk of its own. What it says is printed
 /// once it has answered; then this runs until all copies have ended, or Ctrl-C ends them. Their disks
 /// are thrown away then, unless they are named. A copy's console is at the Unix socket that is
-/// printed.
+/// printed; that of a single copy is on the terminal, where there is one: Ctrl-a x ends the guest.
 #[derive(Debug, clap::Args)]
 pub struct Resume {
     /// The machine.
@@ -80,7 +80,7 @@ struct Copy {
     name: MirrorName,
     total: Duration,
     _door: ControlServer,
-    _folder: SocketFolder,
+    _folder: RunFolder,
 }
 
 impl Resume {
@@ -100,7 +100,7 @@ impl Resume {
         disks.sweep(MIRROR_PREFIX)?;
         let is_copy = machine.record.origin == MachineOrigin::Baked;
         let start = |(index, name): (usize, &MirrorName)| -> Result<Copy> {
-            let folder = SocketFolder::make()?;
+            let folder = RunFolder::make()?;
             let request = ResumeRequest {
                 reference: self.reference.clone(),
                 mirror: name.clone(),
@@ -135,7 +135,13 @@ impl Resume {
         let failure = copies.iter().position(Result::is_err);
         let outcome = match failure {
             Some(_) => Ok(()),
-            None => print(&copies, context.format).map(|()| wait(&copies, waiter)),
+            None => {
+                let on_terminal = self.count == 1
+                    && context.format == Format::Text
+                    && !background::is_here()
+                    && terminal::is_there();
+                print(&copies, context.format).map(|()| wait(&copies, waiter, on_terminal))
+            }
         };
         let mut ended = outcome;
         let mut failed = None;
@@ -196,8 +202,8 @@ fn at_once(
     })
 }
 
-/// Waits until all guests have ended, or a signal ends them.
-fn wait(copies: &[Result<Copy>], mut waiter: Waiter) {
+/// Waits until all guests have ended, or a signal ends them. Meanwhile the first may be talked to.
+fn wait(copies: &[Result<Copy>], mut waiter: Waiter, on_terminal: bool) {
     let wake = waiter.waker();
     let guests: Vec<&dyn LiveGuest> =
         copies.iter().flatten().map(|copy| &*copy.resumed.guest).collect();
@@ -207,6 +213,12 @@ fn wait(copies: &[Result<Copy>], mut waiter: Waiter) {
                 guests.iter().for_each(|guest| guest.kill());
             }
         });
+        if on_terminal
+            && let Some(Ok(copy)) = copies.first()
+            && let Err(error) = terminal::talk(&copy.resumed.console, &|| copy.resumed.guest.kill())
+        {
+            tracing::warn!(%error, "the guest is not on the terminal any more");
+        }
         for guest in &guests {
             guest.wait(None);
         }

@@ -4,9 +4,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use attach::nbd::Address;
-use bakery::QemuGuest;
 use bakery::machine_file::{MachineFile, path_of};
 use bakery::monitor::LiveGuest;
+use bakery::{QemuGuest, RunFolder};
 use env::{Entropy, SystemEntropy};
 use guest::{Accelerator, Console, Drive, Guest, GuestConfig, MemoryFile, Network};
 use host::control::ControlServer;
@@ -15,7 +15,7 @@ use mirror::Patience;
 use model::{Error, Kind, MirrorName, Reference, Result};
 
 use crate::commands::attach::limited_state_folder;
-use crate::commands::guests::{Served, SocketFolder, parse_accelerator};
+use crate::commands::guests::{Served, parse_accelerator};
 use crate::commands::length::Length;
 use crate::commands::suspend::{self, RunGuest};
 use crate::context::Context;
@@ -45,6 +45,10 @@ pub struct Run {
     /// kvm or tcg; found out when not given.
     #[arg(long, value_name = "ACCELERATOR", value_parser = parse_accelerator)]
     accel: Option<Accelerator>,
+    /// Serve the disk from this process even where this host has a daemon, so that `larder suspend`
+    /// can keep disk and memory together.
+    #[arg(long)]
+    suspendable: bool,
     /// More arguments for QEMU.
     #[arg(last = true, value_name = "QEMU ARGS")]
     qemu: Vec<OsString>,
@@ -64,7 +68,7 @@ impl Run {
         }
         // From here on a signal ends the guest, and the mirror goes as it should.
         let mut waiter = Waiter::new()?;
-        let socket = SocketFolder::make()?;
+        let socket = RunFolder::make()?;
         let state = limited_state_folder(context)?;
         let request = AttachRequest {
             reference: Some(self.reference),
@@ -79,10 +83,13 @@ impl Run {
             // Killed, it cannot detach; a daemon then does so itself.
             client: Some(Client::this_process(!is_kept)?),
         };
-        let served = Served::start(&context.repo.path, || context.repository(), &state, &request)?;
+        let repository = || context.repository();
+        let served = match self.suspendable {
+            true => Served::here(repository()?, &state, &request)?,
+            false => Served::start(&context.repo.path, repository, &state, &request)?,
+        };
         // A file that larder can read: so that the guest can be suspended.
         let memory = MachineFile::new(memory_mib << 20)?.memory();
-        let repository = || context.repository();
         let ended = host::quiesce::listen_for_agent(&state, &mirror).and_then(|agent| {
             let export = mirror.to_string();
             let drive = Drive::NbdUnix { socket: socket.socket(), export, read_only: false };

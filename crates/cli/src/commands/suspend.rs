@@ -119,7 +119,12 @@ impl Guest for RunGuest {
         };
         let shape = self.shape.as_ref().map_err(|reason| refused(reason))?;
         let mirror = self.mirror.as_ref();
-        let mirror = mirror.ok_or_else(|| refused("its disk is served by this host's daemon"))?;
+        let mirror = mirror.ok_or_else(|| {
+            refused("its disk is served by this host's daemon").hint(
+                "`larder commit` keeps its disk now; to keep its memory too, end it and start it \
+                 with `larder run --suspendable`",
+            )
+        })?;
         let (guest, memory) = (&self.guest, &self.memory);
         Ok(Suspendable { guest, memory, shape: *shape, has_helper: false, mirror })
     }

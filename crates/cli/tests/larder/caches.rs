@@ -21,13 +21,13 @@ fn with_images(count: u8) -> (Larder, Vec<Vec<u8>>) {
     (larder, images)
 }
 
-fn bytes_of_bases(larder: &Larder) -> u64 {
+pub fn bytes_of_bases(larder: &Larder) -> u64 {
     let text = larder.shell("du -sB1 --apparent-size state/bases >/dev/null; du -sB1 state/bases");
     text.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Folders and files without data take a little, which no limit knows of.
-const BESIDE: u64 = 64 << 10;
+pub const BESIDE: u64 = 64 << 10;
 
 fn number(document: &Value, key: &str) -> u64 {
     document[key].as_u64().unwrap_or_else(|| panic!("{key} in {document}"))

@@ -7,11 +7,11 @@ use crate::harness::{Larder, Random};
 use crate::nbd_client::NbdClient;
 
 /// A file system of a few MiB; unmounted when dropped.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// Mounts one; `None`, said on stderr, for a user who may not mount.
-    fn mount(larder: &Larder, name: &str, mib: u64) -> Option<SmallDisk> {
+    pub fn mount(larder: &Larder, name: &str, mib: u64) -> Option<SmallDisk> {
         let folder = larder.path(name);
         std::fs::create_dir(&folder).unwrap();
         let disk = SmallDisk(folder);
@@ -27,7 +27,7 @@ impl SmallDisk {
         Some(disk)
     }
 
-    fn grow(&self, mib: u64) {
+    pub fn grow(&self, mib: u64) {
         let size = format!("remount,size={mib}m");
         let status = Command::new("mount").args(["-o", &size]).arg(&self.0).status().unwrap();
         assert!(status.success());
@@ -39,7 +39,7 @@ impl SmallDisk {
     }
 
     /// Takes all but so many bytes.
-    fn fill(&self, rest: u64) -> PathBuf {
+    pub fn fill(&self, rest: u64) -> PathBuf {
         let path = self.0.join("filler");
         let len = self.free_len().saturating_sub(rest);
         std::fs::write(&path, vec![1; len as usize]).unwrap();
@@ -53,7 +53,7 @@ impl Drop for SmallDisk {
     }
 }
 
-fn is_about_space(message: &str) -> bool {
+pub fn is_about_space(message: &str) -> bool {
     message.to_lowercase().contains("no space")
 }
 

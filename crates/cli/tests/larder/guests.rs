@@ -59,14 +59,14 @@ fn disk(code: &[u8], text: &[u8]) -> Vec<u8> {
 }
 
 /// A terminal with larder in it.
-struct Terminal {
+pub struct Terminal {
     process: Process,
     master: File,
     seen: Vec<u8>,
 }
 
 impl Terminal {
-    fn run(larder: &Larder, line: &str) -> Terminal {
+    pub fn run(larder: &Larder, line: &str) -> Terminal {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -79,7 +79,7 @@ impl Terminal {
     }
 
     /// Reads until a text has been seen since the last call; returns what came before its end.
-    fn wait_for(&mut self, text: &str, limit: Duration) -> String {
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> String {
         let start = Instant::now();
         loop {
             let found = self.seen.windows(text.len()).position(|seen| seen == text.as_bytes());
@@ -102,11 +102,11 @@ impl Terminal {
         }
     }
 
-    fn send(&mut self, keys: &[u8]) {
+    pub fn send(&mut self, keys: &[u8]) {
         self.master.write_all(keys).unwrap();
     }
 
-    fn ends(&mut self) -> i32 {
+    pub fn ends(&mut self) -> i32 {
         assert!(self.process.ends_within(LIMIT));
         self.process.child.wait().unwrap().code().unwrap()
     }

@@ -18,6 +18,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 /// folder, so that names in command lines and messages are relative to it.
 pub struct Larder {
     folder: tempfile::TempDir,
+    temporary: tempfile::TempDir,
 }
 
 /// What came of a command.
@@ -37,7 +38,14 @@ pub struct Failure {
 
 impl Larder {
     pub fn new() -> Self {
-        Larder { folder: tempfile::Builder::new().prefix("larder-test-").tempdir().unwrap() }
+        let folder = tempfile::Builder::new().prefix("larder-test-").tempdir().unwrap();
+        let temporary = tempfile::Builder::new().prefix("larder-temp-").tempdir().unwrap();
+        Larder { folder, temporary }
+    }
+
+    /// Where its temporary files are.
+    pub fn temporary(&self) -> &Path {
+        self.temporary.path()
     }
 
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -66,6 +74,7 @@ impl Larder {
         }
         command
             .env("HOME", self.path("home"))
+            .env("TMPDIR", self.temporary.path())
             .env("LARDER_REPO", "repo")
             .env("LARDER_STATE", "state")
             .env("NO_COLOR", "1")

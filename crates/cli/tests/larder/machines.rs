@@ -19,7 +19,7 @@ use crate::harness::{LIMIT, Larder, Process, files_below};
 ///   wait: mov dx, 0x3fd ; in al, dx ; test al, 1 ; jz wait ; mov dx, 0x3f8 ; in al, dx
 ///   inc byte [0x7df0] ; mov al, [0x7df0] ; out dx, al ; jmp wait
 /// ```
-fn counting_disk(text: &[u8]) -> Vec<u8> {
+pub fn counting_disk(text: &[u8]) -> Vec<u8> {
     const CODE: [u8; 40] = [
         0x31, 0xc0, 0x8e, 0xd8, 0xba, 0xf8, 0x03, 0xbe, 0x28, 0x7c, // set up
         0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8, // say
@@ -42,14 +42,14 @@ fn resetting_disk() -> Vec<u8> {
     disk
 }
 
-const BAKE: &str = "bake guest --memory 32MiB --accel tcg --keep-free-memory --no-helper";
+pub const BAKE: &str = "bake guest --memory 32MiB --accel tcg --keep-free-memory --no-helper";
 
-fn import(larder: &Larder, bytes: &[u8]) {
+pub fn import(larder: &Larder, bytes: &[u8]) {
     larder.write("disk.raw", bytes);
     larder.json("import disk.raw guest");
 }
 
-fn baked() -> Larder {
+pub fn baked() -> Larder {
     let larder = Larder::new();
     import(&larder, &counting_disk(b"login: "));
     larder.json(BAKE);
@@ -62,7 +62,7 @@ pub struct Copies {
 }
 
 impl Copies {
-    fn resume(larder: &Larder, line: &str) -> Copies {
+    pub fn resume(larder: &Larder, line: &str) -> Copies {
         // Forty instructions have no room for a helper, and no driver for a network card.
         Self::as_told(larder, &format!("{line} --no-identity --no-network"))
     }
@@ -94,7 +94,7 @@ impl Drop for Copies {
 }
 
 /// What a guest says up to a byte.
-fn said_until(console: &mut UnixStream, last: u8) -> Vec<u8> {
+pub fn said_until(console: &mut UnixStream, last: u8) -> Vec<u8> {
     let mut said = Vec::new();
     let mut byte = [0];
     while said.last() != Some(&last) {
@@ -116,24 +116,39 @@ fn pid(number: u64) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(i32::try_from(number).unwrap()).unwrap()
 }
 
-fn end(process: u64) {
+pub fn end(process: u64) {
     let _ = rustix::process::kill_process(pid(process), rustix::process::Signal::KILL);
 }
 
 /// Whether a process runs; one that has ended and that nobody has waited for does not.
-fn is_alive(process: u64) -> bool {
+pub fn is_alive(process: u64) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
 /// The processes whose command line has some text.
-fn processes_with(text: &str) -> Vec<u64> {
+pub fn processes_with(text: &str) -> Vec<u64> {
     let has_it = |path: PathBuf| {
         let line = std::fs::read(path.join("cmdline")).ok()?;
         let number = path.file_name()?.to_str()?.parse().ok()?;
         (String::from_utf8_lossy(&line).contains(text) && is_alive(number)).then_some(number)
     };
     std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| has_it(entry.path())).collect()
+}
+
+/// The processes of guests that a larder of this folder has started.
+pub fn guests_of(larder: &Larder) -> Vec<u64> {
+    let folder = larder.temporary().display().to_string();
+    let of_this = |process: &u64| {
+        let environment = std::fs::read(format!("/proc/{process}/environ"));
+        String::from_utf8_lossy(&environment.unwrap_or_default()).contains(&folder)
+    };
+    processes_with("qemu-system").into_iter().filter(of_this).collect()
+}
+
+/// What killed processes left where temporary files are.
+pub fn temporary_files(larder: &Larder) -> Vec<PathBuf> {
+    std::fs::read_dir(larder.temporary()).unwrap().flatten().map(|entry| entry.path()).collect()
 }
 
 /// The bytes of the bases that are on this host: name and digest of each.
@@ -290,7 +305,6 @@ fn damage_is_told_in_one_line_and_no_guest_is_left() {
 fn a_bake_that_is_killed_at_any_step_leaves_no_guest_and_a_whole_machine_or_none() {
     let larder = Larder::new();
     import(&larder, &counting_disk(b"login: "));
-    let folder = larder.path("").display().to_string();
     let mut was_done = false;
     for step in 0.. {
         let mut bake = Process::start(&mut larder.command(BAKE));
@@ -307,20 +321,14 @@ fn a_bake_that_is_killed_at_any_step_leaves_no_guest_and_a_whole_machine_or_none
             .collect();
         let whole = ["guest", "guest-machine", "guest-machine/disk"];
         assert!(names == ["guest"] || names == whole, "step {step}: {names:?}");
-        wait_until("no guest is left", || {
-            let of_this = |process: &u64| {
-                let environment = std::fs::read(format!("/proc/{process}/environ"));
-                String::from_utf8_lossy(&environment.unwrap_or_default())
-                    .contains(folder.trim_end_matches('/'))
-            };
-            !processes_with("qemu-system").iter().any(of_this)
-        });
+        wait_until("no guest is left", || guests_of(&larder).is_empty());
         if was_done {
             break;
         }
     }
     larder.json(BAKE);
     assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]), "the next has tidied up");
+    assert_eq!(temporary_files(&larder), Vec::<PathBuf>::new(), "the next has tidied up");
     Copies::resume(&larder, "guest-machine");
 }
 

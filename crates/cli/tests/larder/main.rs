@@ -13,6 +13,8 @@
 //! | [`differences`] | what `larder diff` tells |
 //! | [`daemon`] | `larder host run`, and what goes through it |
 //! | [`outages`] | a repository that goes away and comes back |
+//! | [`builds`] | `larder build`: killed, entered, wrong |
+//! | [`rootless`] | `larder build` as an ordinary user |
 //! | [`soak`] | `fio --verify` while daemons are killed and the repository goes away |
 //! | [`linux_guest`] | the same inside of a Linux guest, at the vhost-user and NBD doors |
 //! | [`survival`] | `kill -9` of attach, import and commit |
@@ -36,6 +38,7 @@ mod nbd_client;
 
 mod bad_input;
 mod blobs;
+mod builds;
 mod caches;
 mod collects;
 mod commits;
@@ -47,6 +50,9 @@ mod full_disks;
 mod guests;
 mod linux_guest;
 mod machines;
+mod machines_killed;
+mod machines_many;
+mod machines_refused;
 mod many_images;
 mod memory;
 mod outages;
@@ -54,6 +60,7 @@ mod quiet_commits;
 mod random_lives;
 mod real_machines;
 mod resizes;
+mod rootless;
 mod round_trips;
 mod scrubs;
 mod signatures;

@@ -72,8 +72,9 @@ online() {
 
 drop_caches() {
     sync
-    echo 3 >/proc/sys/vm/drop_caches && [ -e /proc/sys/vm/compact_memory ] &&
-        echo 1 >/proc/sys/vm/compact_memory
+    # What a name refers to can go only after the name has.
+    for round in 1 2 3; do echo 3 >/proc/sys/vm/drop_caches; done
+    [ -e /proc/sys/vm/compact_memory ] && echo 1 >/proc/sys/vm/compact_memory
     done_with
 }
 
