@@ -26,6 +26,7 @@
 //! | `vouch` | what is said of a version: tested, described, tagged, signed |
 //! | `contained` | running things in an image, with nothing of the host in sight |
 //! | `tree` | an image's files, reached so that no link leads out |
+//! | [`difference`] | what changed between two versions |
 //! | `room` | how much the files of a first stage may take |
 //! | `tool` | running other programs |
 //! | `work` | the folder of a build under way; what killed ones have left |
@@ -45,6 +46,7 @@ mod clean;
 mod contained;
 mod contextualization;
 mod derive;
+pub mod difference;
 mod disk;
 mod file_system;
 mod first;

@@ -34,6 +34,7 @@ pub mod manifest;
 pub mod mirror_log;
 pub mod names;
 pub mod pack;
+pub mod partitions;
 pub mod presence;
 pub mod record;
 pub mod segment_map;

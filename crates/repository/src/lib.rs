@@ -15,6 +15,7 @@
 //! | [`blob`] | write, append and read: versions as byte ranges |
 //! | [`mod@collect`] | removing what nothing refers to: a plan, then the deed |
 //! | [`mod@stock`] | boot working sets that a host keeps, in a repository of its own |
+//! | [`difference`] | which blocks two versions share |
 //! | [`documents`] | what is kept with a content: its description, signatures, what tests said |
 //! | [`signing`] | describing, signing, verifying |
 //! | [`statistics`], [`sizes`] | how much there is; what one version takes |
@@ -40,6 +41,7 @@ pub mod chunks;
 pub mod collect;
 pub mod commit;
 pub mod create;
+pub mod difference;
 pub mod documents;
 pub mod duplicates;
 pub mod export;
@@ -69,6 +71,7 @@ pub use boot_set::{BootSetSizes, FoundBootSet};
 pub use chunks::RepositoryChunks;
 pub use collect::{CollectLimits, CollectPlan, CollectRequest, Collected};
 pub use commit::{CommitRequest, Committed};
+pub use difference::BlockDifference;
 pub use export::Exported;
 pub use import::{ImportRequest, Imported};
 pub use machine::{MachineRequest, PublishedMachine};

@@ -108,7 +108,7 @@ impl Repository {
 
 /// Lays the runs of a map upon a draft; the digests come from the lists of the packs.
 pub fn lay_upon(repository: &Repository, draft: &mut SegmentDraft, map: &SegmentMap) -> Result<()> {
-    let mut lists = ListsOfSegment { repository, lists: Vec::new() };
+    let mut lists = ListsOfSegment::new(repository);
     let laid_out = draft.lay_out(map, |chunk| lists.blocks_of(chunk).map(Cow::<[_]>::Owned));
     laid_out.map_err(|error| {
         error.unwrap_or_else(|| {
@@ -203,13 +203,19 @@ impl<'a> Rebuild<'a> {
 }
 
 /// The lists of the packs that one segment refers to.
-struct ListsOfSegment<'a> {
+pub struct ListsOfSegment<'a> {
     repository: &'a Repository,
     lists: Vec<Arc<BlockList>>,
 }
 
-impl ListsOfSegment<'_> {
-    fn blocks_of(&mut self, chunk: &ChunkDigest) -> Result<Vec<BlockDigest>> {
+impl<'a> ListsOfSegment<'a> {
+    /// Nothing loaded yet.
+    pub fn new(repository: &'a Repository) -> Self {
+        ListsOfSegment { repository, lists: Vec::new() }
+    }
+
+    /// The digests of a chunk's blocks.
+    pub fn blocks_of(&mut self, chunk: &ChunkDigest) -> Result<Vec<BlockDigest>> {
         if let Some(blocks) = self.lists.iter().find_map(|list| list.blocks_of(chunk)) {
             return Ok(blocks.to_vec());
         }

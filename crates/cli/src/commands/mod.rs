@@ -11,6 +11,7 @@ mod commit;
 mod completions;
 mod create;
 mod detach;
+mod diff;
 mod export;
 mod guests;
 mod host;
@@ -63,6 +64,7 @@ pub enum Command {
     Read(read::Read),
     List(list::List),
     Show(show::Show),
+    Diff(diff::Diff),
     Label(label::Label),
     Tag(tag::Tag),
     Clone(clone::Clone),
@@ -118,6 +120,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Read(command) => command.run(&context),
         Command::List(command) => command.run(&context),
         Command::Show(command) => command.run(&context),
+        Command::Diff(command) => command.run(&context),
         Command::Label(command) => command.run(&context),
         Command::Tag(command) => command.run(&context),
         Command::Clone(command) => command.run(&context),

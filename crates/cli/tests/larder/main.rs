@@ -10,6 +10,7 @@
 //! | [`doors`] | real clients at NBD and FUSE |
 //! | [`blobs`] | write, append and read of byte ranges |
 //! | [`commits`] | changes become versions, served or not |
+//! | [`differences`] | what `larder diff` tells |
 //! | [`daemon`] | `larder host run`, and what goes through it |
 //! | [`outages`] | a repository that goes away and comes back |
 //! | [`builds`] | `larder build`: killed, entered, wrong |
@@ -43,6 +44,7 @@ mod caches;
 mod collects;
 mod commits;
 mod daemon;
+mod differences;
 mod doors;
 mod every_step;
 mod full_disks;

@@ -37,6 +37,7 @@ const COMMANDS: &[&str] = &[
     "key",
     "sign",
     "verify",
+    "diff",
     "label",
     "tag",
     "clone",

@@ -75,6 +75,11 @@ impl Reader {
         &self.record
     }
 
+    /// Its layout.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// Its length in bytes.
     pub fn length(&self) -> u64 {
         self.manifest.length()
