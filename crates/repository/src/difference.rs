@@ -5,7 +5,7 @@
 //! pass         |--- 1 ---|--- 2 ---|--- 3 ---|      each with its own share of all digests
 //! ```
 //!
-//! **Invariant**: memory is bounded: a pass remembers at most some [`DIGESTS_MAX`] digests; larger
+//! **Invariant**: memory is bounded: a pass remembers at most some `DIGESTS_MAX` digests; larger
 //! versions take more passes.
 
 use std::collections::HashMap;

@@ -6,8 +6,8 @@
 //!
 //! Only files that both have, with the same length, are read.
 //!
-//! **Invariants**: at most [`FILES_MAX`] names, [`DEPTH_MAX`] folders deep, are read of one version, and
-//! no more bytes of files than [`budget`] says: holes and blocks that are used twice cost time, too.
+//! **Invariants**: at most `FILES_MAX` names, `DEPTH_MAX` folders deep, are read of one version, and
+//! no more bytes of files than `budget` says: holes and blocks that are used twice cost time, too.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

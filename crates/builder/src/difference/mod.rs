@@ -7,7 +7,7 @@
 //!
 //! **Invariants**
 //! 1. Nothing is mounted: bytes of an image reach no kernel's file system.
-//! 2. Memory and work are bounded, whatever an image claims: see the limits in `files` and `disk`.
+//! 2. Memory and work are bounded, whatever an image claims: see the limits in `files`.
 //!
 //! **Failure**: a file system that is damaged or not of the ext family is an error that says so;
 //! blocks can be compared all the same.
