@@ -163,7 +163,13 @@ fn package_rows(found: &PackageDifference) -> Vec<Vec<String>> {
     rows.map(|(verb, change)| {
         let versions = [&change.from, &change.to];
         let versions: Vec<&str> = versions.into_iter().flatten().map(String::as_str).collect();
-        vec![verb.to_string(), change.name.clone(), versions.join(" -> ")]
+        // From a guest's list: what would steer a terminal is escaped.
+        let versions = versions.join(" -> ");
+        vec![
+            verb.into(),
+            change.name.escape_debug().to_string(),
+            versions.escape_debug().to_string(),
+        ]
     })
     .collect()
 }
