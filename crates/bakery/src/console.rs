@@ -212,8 +212,17 @@ mod tests {
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let mut door = ConsoleDoor::new(ours).unwrap();
         assert!(door.ask(Duration::from_millis(1)).is_err());
-        guest.write_all(b"login: ").unwrap();
-        door.ask(SOON).unwrap();
+        let mut asked = [0; 2];
+        std::thread::scope(|scope| {
+            // It answers what it was asked, not before.
+            let answer = scope.spawn(|| {
+                (&guest).read_exact(&mut asked).unwrap();
+                (&guest).write_all(b"login: ").unwrap();
+            });
+            door.ask(SOON).unwrap();
+            answer.join().unwrap();
+        });
+        assert_eq!(&asked, b"\n\n");
         let path = folder.path().join("console");
         door.open(&path).unwrap();
         let mut client = UnixStream::connect(&path).unwrap();
@@ -221,9 +230,9 @@ mod tests {
         client.read_exact(&mut seen).unwrap();
         assert_eq!(&seen, b"login: ");
         client.write_all(b"root").unwrap();
-        let mut typed = [0; 6];
+        let mut typed = [0; 4];
         guest.read_exact(&mut typed).unwrap();
-        assert_eq!(&typed, b"\n\nroot");
+        assert_eq!(&typed, b"root");
         guest.write_all(b"#").unwrap();
         client.read_exact(&mut seen[..1]).unwrap();
         assert_eq!(seen[0], b'#');
