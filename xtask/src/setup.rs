@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::ValueEnum;
+use builder::apt_settings;
 use model::{Error, Kind, Result};
 
 use crate::process;
@@ -174,7 +175,7 @@ fn ways(packages: &BTreeSet<&str>, suite: Option<&str>) -> Vec<Vec<String>> {
 /// Installs packages by the first way that apt can work out; when there is none, or it fails, once
 /// more with fresh lists.
 fn install(packages: &BTreeSet<&str>) -> Result<()> {
-    let suite = fs::read_to_string("/etc/os-release").ok().and_then(|text| codename(&text));
+    let suite = fs::read_to_string("/etc/os-release").ok().and_then(|text| apt_settings::codename(&text));
     let ways = ways(packages, suite.as_deref());
     let mut lists_are_fresh = false;
     if !has_lists(Path::new("/var/lib/apt/lists")) {
@@ -224,13 +225,6 @@ fn has_lists(folder: &Path) -> bool {
     })
 }
 
-/// The release's name in the text of `/etc/os-release`.
-pub fn codename(os_release: &str) -> Option<String> {
-    let value = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
-    let value = value.trim().trim_matches('"');
-    (!value.is_empty()).then(|| value.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,13 +245,5 @@ mod tests {
         assert_eq!(ways(&packages, Some("bookworm"))[1], expected);
         assert_eq!(ways(&packages, None).len(), 1);
         assert_eq!(ways(&BTreeSet::from(["fio"]), Some("bookworm")), [["fio"]]);
-    }
-
-    #[test]
-    fn the_codename_is_read_with_and_without_quotes() {
-        assert_eq!(codename("ID=debian\nVERSION_CODENAME=bookworm\n").unwrap(), "bookworm");
-        assert_eq!(codename("VERSION_CODENAME=\"noble\"\n").unwrap(), "noble");
-        assert_eq!(codename("VERSION_CODENAME=\n"), None);
-        assert_eq!(codename("ID=x\n"), None);
     }
 }

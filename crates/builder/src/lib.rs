@@ -12,6 +12,7 @@
 //! | [`lock`] | which packages exactly |
 //! | [`mod@build`] | the verb: resolve, lock, make what is not there |
 //! | [`stages`] | stages that were built |
+//! | [`apt_settings`] | where this machine's own packages come from |
 //! | `resolve`, `packages` | from a recipe to a lock, by apt |
 //! | `key` | what a stage is made of, as a name |
 //! | `first`, `disk`, `file_system` | a stage without a parent: from packages to a disk |
@@ -39,6 +40,7 @@
 //! **Not here**: mirrors' owners.
 
 mod anew;
+pub mod apt_settings;
 mod attached;
 mod boot;
 pub mod build;

@@ -22,6 +22,7 @@ use model::{Error, Kind, Result};
 
 use super::indexes::Indexes;
 use super::sources::{self, Source};
+use crate::apt_settings;
 use crate::lock::LockedPackage;
 use crate::recipe::Recipe;
 use crate::tool::{Log, Run, program};
@@ -69,7 +70,8 @@ impl<'a> Apt<'a> {
         let kept = Indexes::of(state, &sources);
         let apt = Apt { folder, sources, kept, log, cancel };
         let dump = apt.run().answer(program("apt-config").arg("dump"))?;
-        let own = sources::fetch_settings(&String::from_utf8_lossy(&dump));
+        let own = apt_settings::fetch_settings(&String::from_utf8_lossy(&dump));
+        let own: String = own.iter().map(|line| format!("{line};\n")).collect();
         let failed = |error| Error::io("make", apt.folder.display().to_string(), error);
         for name in [
             "etc/apt/apt.conf.d",

@@ -1,19 +1,12 @@
 //! Where packages come from: the recipe's archives, or where this machine gets its own.
-//!
-//! ```text
-//!   bookworm  bookworm-updates  bookworm-security     what the machine has
-//!   trixie    trixie-updates    trixie-security       the same places, for a recipe of trixie
-//! ```
 
 use std::fs;
 use std::path::Path;
 
 use model::{Error, Kind, Result};
 
+use crate::apt_settings::{self, Origin, parse};
 use crate::recipe::{Archive, Recipe};
-
-/// The suites that correct a released one, by their names' endings.
-const CORRECTIONS: [&str; 2] = ["updates", "security"];
 
 /// A place with packages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,11 +90,7 @@ fn with_slash(uri: &str) -> String {
 fn own(recipe: &Recipe, archive: usize, components: &str) -> Result<Vec<Source>> {
     let release = recipe.distribution.release.get_ref();
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let own = os
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .map(|name| name.trim().trim_matches('"').to_owned())
-        .unwrap_or_default();
+    let own = apt_settings::codename(&os).unwrap_or_default();
     let names = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
     let mut found = Vec::new();
     for name in names.iter().chain(&["/etc/apt/sources.list.d/ubuntu.sources"]) {
@@ -118,57 +107,9 @@ fn own(recipe: &Recipe, archive: usize, components: &str) -> Result<Vec<Source>>
     Ok(sources)
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Found {
-    uri: String,
-    suites: Vec<String>,
-    signed_by: Option<String>,
-}
-
-fn parse(path: &Path, text: &str) -> Vec<Found> {
-    if path.extension().is_some_and(|ending| ending == "sources") {
-        text.split("\n\n").filter_map(from_stanza).collect()
-    } else {
-        text.lines().filter_map(from_line).collect()
-    }
-}
-
-/// `Name: value` lines, as deb822 has them.
-fn from_stanza(stanza: &str) -> Option<Found> {
-    let field = |name: &str| {
-        stanza
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .find(|(found, _)| found.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.trim().to_owned())
-    };
-    let words = |name: &str| -> Vec<String> {
-        field(name).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
-    };
-    if !words("Types").iter().any(|kind| kind == "deb") {
-        return None;
-    }
-    let uri = words("URIs").into_iter().next()?;
-    let signed_by = field("Signed-By").filter(|value| value.starts_with('/'));
-    Some(Found { uri, suites: words("Suites"), signed_by })
-}
-
-/// `deb [name=value ...] URI SUITE COMPONENT ...`
-fn from_line(line: &str) -> Option<Found> {
-    let rest = line.strip_prefix("deb ")?.trim_start();
-    let (options, rest) = match rest.strip_prefix('[') {
-        Some(rest) => rest.split_once(']')?,
-        None => ("", rest),
-    };
-    let signed_by = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by="));
-    let mut words = rest.split_whitespace();
-    let (uri, suite) = (words.next()?.to_owned(), words.next()?.to_owned());
-    Some(Found { uri, suites: vec![suite], signed_by: signed_by.map(str::to_owned) })
-}
-
 /// Sources of another release at the same places.
 fn lines(
-    found: &[Found],
+    origins: &[Origin],
     own: &str,
     release: &str,
     arch: &str,
@@ -176,39 +117,15 @@ fn lines(
     archive: usize,
 ) -> Vec<Source> {
     let mut sources: Vec<Source> = Vec::new();
-    for place in found {
-        let signed = place.signed_by.as_ref();
+    for (origin, suite) in apt_settings::of_release(origins, own, release) {
+        let signed = origin.signed_by.as_ref();
         let signed = signed.map_or_else(String::new, |path| format!(" signed-by={path}"));
-        for suite in &place.suites {
-            let wanted = match suite.strip_prefix(own).map(|rest| rest.strip_prefix('-')) {
-                _ if suite == own => release.to_owned(),
-                Some(Some(what)) if CORRECTIONS.contains(&what) => format!("{release}-{what}"),
-                _ => continue,
-            };
-            let line = format!("deb [arch={arch}{signed}] {} {wanted} {components}", place.uri);
-            if sources.iter().all(|source| source.line != line) {
-                sources.push(Source { base: with_slash(&place.uri), line, archive });
-            }
+        let line = format!("deb [arch={arch}{signed}] {} {suite} {components}", origin.uri);
+        if sources.iter().all(|source| source.line != line) {
+            sources.push(Source { base: with_slash(&origin.uri), line, archive });
         }
     }
     sources
-}
-
-/// Of apt's settings on this machine those about fetching: proxies, and whether a mirror that stands
-/// still is believed.
-pub(crate) fn fetch_settings(dump: &str) -> String {
-    const CHOSEN: [&str; 5] = [
-        "Acquire::Check-Valid-Until ",
-        "Acquire::Check-Date ",
-        "Acquire::http::",
-        "Acquire::https::",
-        "Acquire::Max-FutureTime ",
-    ];
-    dump.lines()
-        .filter(|line| CHOSEN.iter().any(|chosen| line.starts_with(chosen)))
-        .filter(|line| !line.ends_with("\"\";"))
-        .map(|line| format!("{line}\n"))
-        .collect()
 }
 
 #[cfg(test)]
@@ -247,17 +164,6 @@ mod tests {
         let lines = own_lines(list, "sources.list", "bookworm", "bullseye");
         assert_eq!(lines, own_lines(&stanzas, "x.sources", "bookworm", "bullseye"));
         assert_eq!(lines.len(), 2);
-    }
-
-    #[test]
-    fn of_apts_settings_those_about_fetching_are_taken() {
-        let dump = "APT::Architecture \"amd64\";\nAcquire::Check-Valid-Until \"false\";\n\
-                    Acquire::http \"\";\nAcquire::http::Proxy \"http://localhost:3142\";\n\
-                    Acquire::http::Pipeline-Depth \"\";\nAcquire::Languages \"en\";\n";
-        assert_eq!(
-            fetch_settings(dump),
-            "Acquire::Check-Valid-Until \"false\";\nAcquire::http::Proxy \"http://localhost:3142\";\n"
-        );
     }
 
     #[test]
