@@ -250,6 +250,23 @@ impl Attached {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// Copies a file of the image, which is not mounted for that.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such file.
+    pub(crate) fn copy_file(&self, path: &str, to: &Path, run: &Run) -> Result<()> {
+        let (offset, _) = self.root(run)?;
+        let inside = format!("{}?offset={offset}", self.file.display());
+        let question = format!("dump {path} \"{}\"", to.display());
+        run.answer(program("debugfs").args(["-R", &question]).arg(inside))?;
+        // It says that it failed in words alone.
+        match std::fs::metadata(to) {
+            Ok(facts) if facts.len() > 0 => Ok(()),
+            _ => Err(Error::new(Kind::NotFound, "read", path)
+                .because(format!("{} has no such file", self.mirror.base()))),
+        }
+    }
+
     /// Mounts the root file system.
     pub(crate) fn mount(&self, work: &Path, log: &Log, run: &Run) -> Result<Mounted> {
         let (offset, len) = self.root(run)?;

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use guest::kernel_names::{KernelFiles, kernel_files};
 use model::{Error, Kind, Result};
 
 use crate::disk::Plan;
@@ -64,29 +65,23 @@ pub(crate) fn check_machine(boot: Boot) -> Result<()> {
 }
 
 impl Kernel {
-    /// Takes the newest kernel and its initrd out of an image, into a folder for work.
+    /// Takes the newest kernel that has an initrd, and this, out of an image, into a folder for work.
     ///
     /// # Errors
     /// `NotFound` where the image has none.
     pub(crate) fn take_out(tree: &Tree, work: &Path) -> Result<Kernel> {
-        let newest = |prefix: &str| -> Result<String> {
-            let mut names: Vec<String> =
-                tree.list("/boot")?.into_iter().map(|entry| entry.0).collect();
-            names.retain(|name| name.starts_with(prefix));
-            names.sort_by_key(|name| natural(name));
-            names.pop().ok_or_else(|| {
-                Error::new(Kind::NotFound, "find a kernel in", "the image")
-                    .because(format!("/boot has no {prefix}*"))
-                    .hint("add a kernel to `packages` (linux-image-cloud-amd64), or `boot = \"direct\"`")
-            })
+        let newest = kernel_files(&mut names_in(tree))?.pop().ok_or_else(|| {
+            Error::new(Kind::NotFound, "find a kernel in", "the image")
+                .because("neither /boot nor /lib/modules has one with its initrd")
+                .hint("add a kernel to `packages` (linux-image-cloud-amd64; kernel-core and dracut), or `boot = \"direct\"`")
+        })?;
+        let out = |path: &str, to: &str| -> Result<PathBuf> {
+            let to = work.join(to);
+            tree.copy_out(path, &to)?;
+            Ok(to)
         };
-        let out = |name: String, to: &str| -> Result<PathBuf> {
-            let path = work.join(to);
-            tree.copy_out(&format!("/boot/{name}"), &path)?;
-            Ok(path)
-        };
-        let kernel = out(newest("vmlinuz-")?, "vmlinuz")?;
-        let initrd = out(newest("initrd.img-")?, "initrd.img")?;
+        let (kernel, initrd) =
+            (out(&newest.kernel, "vmlinuz")?, out(&newest.initrd, "initrd.img")?);
         Ok(Kernel { kernel, initrd })
     }
 
@@ -99,25 +94,18 @@ impl Kernel {
     }
 }
 
+fn names_in(tree: &Tree) -> impl FnMut(&str) -> Result<Vec<String>> {
+    |folder| Ok(tree.list(folder)?.into_iter().map(|entry| entry.0).collect())
+}
+
 /// What tells one set of kernels from another: their names, lengths and times.
 pub(crate) fn kernels(tree: &Tree) -> Result<Vec<String>> {
     let mut all = Vec::new();
-    for (name, _) in tree.list("/boot")? {
-        if name.starts_with("vmlinuz-") || name.starts_with("initrd.img-") {
-            all.push(tree.signature(&format!("/boot/{name}"))?);
-        }
+    for KernelFiles { kernel, initrd } in kernel_files(&mut names_in(tree))? {
+        all.push(tree.signature(&kernel)?);
+        all.push(tree.signature(&initrd)?);
     }
     Ok(all)
-}
-
-/// Numbers in names count as numbers: `6.1.0-9` is older than `6.1.0-10`.
-fn natural(name: &str) -> Vec<(u64, String)> {
-    let mut parts = Vec::new();
-    for part in name.split_inclusive(|c: char| !c.is_ascii_digit()) {
-        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
-        parts.push((digits.parse().unwrap_or(0), part[digits.len()..].to_owned()));
-    }
-    parts
 }
 
 fn run<'a>(job: &'a Job) -> Run<'a> {
@@ -236,17 +224,4 @@ fn put_text(job: &Job, disk: &Path, to: &str, text: &str) -> Result<()> {
     let path = job.work.join("text");
     fs::write(&path, text).map_err(|e| Error::io("write", path.display().to_string(), e))?;
     copy(job, &path, disk, BOOT_OFFSET, to)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_kernel_is_the_one_with_the_highest_numbers() {
-        let mut names = ["vmlinuz-6.1.0-10-amd64", "vmlinuz-6.1.0-9-amd64", "vmlinuz-6.12.1-1"];
-        names.sort_by_key(|name| natural(name));
-        assert_eq!(names[2], "vmlinuz-6.12.1-1");
-        assert_eq!(names[1], "vmlinuz-6.1.0-10-amd64");
-    }
 }

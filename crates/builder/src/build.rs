@@ -24,15 +24,13 @@ use model::{
 };
 use repository::{CommitRequest, ImportRequest, Repository, SigningKey};
 
-use crate::attached::Attached;
 use crate::first::{Job, Part};
 use crate::gate::Report;
 use crate::key::Ingredients;
 use crate::lock::{Lock, LockedStage};
-use crate::packages::apt::Apt;
-use crate::packages::files::PackageFiles;
+use crate::packages::supply::{Supply, build_programs};
 use crate::recipe::{Place, Recipe};
-use crate::tool::{Log, Run, need};
+use crate::tool::{Log, need};
 use crate::vouch::{self, Vouch};
 use crate::work::Work;
 use crate::{anew, derive, first, packaged, resolve, rootless, stages};
@@ -108,10 +106,7 @@ pub struct Built {
     pub signed_by: Option<String>,
 }
 
-const RESOLVE_PROGRAMS: [(&str, &str); 2] = [("apt-get", "apt"), ("debugfs", "e2fsprogs")];
-
-const BUILD_PROGRAMS: [(&str, &str); 9] = [
-    ("mmdebstrap", "mmdebstrap"),
+const BUILD_PROGRAMS: [(&str, &str); 7] = [
     ("bwrap", "bubblewrap"),
     ("mke2fs", "e2fsprogs"),
     ("sfdisk", "fdisk"),
@@ -119,7 +114,6 @@ const BUILD_PROGRAMS: [(&str, &str); 9] = [
     ("nsenter", "util-linux"),
     ("mount", "mount"),
     ("fstrim", "util-linux"),
-    ("dpkg-deb", "dpkg"),
 ];
 
 /// A build under way.
@@ -202,7 +196,7 @@ impl Build<'_> {
                 self.refuse_if_locked(lock.as_ref(), fitting, &lock_path)?;
                 let _work = self.begin_work()?;
                 let known = lock.map_or(Vec::new(), |lock| lock.stage[..fitting].to_vec());
-                let lock = self.resolve(&asked, known)?;
+                let lock = self.resolve(&asked, &known)?;
                 lock.write(&lock_path)?;
                 lock
             }
@@ -258,25 +252,23 @@ impl Build<'_> {
         Log::create(&self.folder.join("logs").join(format!("{image}-{what}.log")))
     }
 
-    fn apt<'b>(&'b self, log: &'b Log) -> Result<Apt<'b>> {
-        let (folder, cancel) = (self.work.join("apt"), self.request.cancel);
-        Apt::new(&folder, &self.folder, &self.recipe, &self.beside, log, cancel)
+    fn supply<'b>(&'b self, log: &'b Log) -> Supply<'b> {
+        Supply {
+            repository: self.repository,
+            recipe: &self.recipe,
+            place: &self.place,
+            beside: &self.beside,
+            folder: &self.folder,
+            work: &self.work,
+            parent: self.parent.as_ref(),
+            log,
+            cancel: self.request.cancel,
+        }
     }
 
-    fn resolve(&self, asked: &[String], known: Vec<LockedStage>) -> Result<Lock> {
-        need(&RESOLVE_PROGRAMS)?;
+    fn resolve(&self, asked: &[String], known: &[LockedStage]) -> Result<Lock> {
         let log = self.log("resolve")?;
-        let cancel = self.request.cancel;
-        let apt = self.apt(&log)?;
-        let status = match &self.parent {
-            Some(parent) => {
-                let run = Run { log: &log, limit: derive::LOOK_LIMIT, cancel };
-                let attached = Attached::open(self.repository, parent, &self.work)?;
-                attached.read_file("/var/lib/dpkg/status", &run)?
-            }
-            None => String::new(),
-        };
-        resolve::resolve(&self.recipe, &self.place, &apt, asked, &known, &status).map(Lock::new)
+        self.supply(&log).resolve(asked, known).map(Lock::new)
     }
 
     fn ingredients(&self, lock: &Lock) -> Result<Vec<Ingredients>> {
@@ -343,7 +335,7 @@ impl Build<'_> {
             None => None,
         };
         if !locked.package.is_empty() && packaged.is_none() {
-            self.gather(locked, parent.is_none(), &pool, &log)?;
+            self.supply(&log).gather(locked, parent.is_none(), &pool)?;
         }
         let is_last = index + 1 == self.recipe.stage.len();
         let job = Job {
@@ -396,32 +388,13 @@ impl Build<'_> {
     }
 
     fn check_machine(&self) -> Result<()> {
-        need(&BUILD_PROGRAMS)?;
+        let own = build_programs(self.recipe.distribution.family());
+        need(&BUILD_PROGRAMS.iter().chain(own).copied().collect::<Vec<_>>())?;
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(Kind::Refused, "build", &self.place.file)
                 .because("only root, or root of a user namespace, may give files to others"));
         }
         Ok(())
-    }
-
-    fn gather(&self, locked: &LockedStage, first: bool, pool: &Path, log: &Log) -> Result<()> {
-        let cancel = self.request.cancel;
-        let apt = self.apt(log)?;
-        let (folder, work) = (self.folder.join("packages"), self.work.as_path());
-        let files = PackageFiles { folder, work, log, cancel };
-        files.fetch(&apt, &locked.package).map_err(|error| {
-            let found = self.recipe.stage.iter().find(|stage| *stage.name.get_ref() == locked.name);
-            let line = found.map_or(1, |stage| self.place.line(stage.name.span().start));
-            Error::new(error.kind(), "build", &self.place.file)
-                .because(format!("line {line}, stage `{}`", locked.name))
-                .caused_by(error)
-        })?;
-        files.pool(locked, pool)?;
-        if !first {
-            return Ok(());
-        }
-        let distribution = &self.recipe.distribution;
-        files.index(locked, distribution.release.get_ref(), distribution.arch.get_ref(), pool)
     }
 
     fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<(VersionRecord, u64)> {

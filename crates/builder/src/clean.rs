@@ -13,7 +13,7 @@ use crate::recipe::Stage;
 use crate::tree::Tree;
 
 /// Folders that are emptied.
-const EMPTIED: [&str; 9] = [
+const EMPTIED: [&str; 10] = [
     "/dev",
     "/run",
     "/tmp",
@@ -21,15 +21,20 @@ const EMPTIED: [&str; 9] = [
     "/var/cache/apt",
     "/var/lib/apt/lists",
     "/var/cache/dnf",
+    "/var/cache/libdnf5",
     "/var/cache/man",
     "/var/cache/fontconfig",
 ];
 
 /// Files that are removed.
-const REMOVED: [&str; 14] = [
+const REMOVED: [&str; 18] = [
     "/var/cache/ldconfig/aux-cache",
     "/var/lib/dpkg/lock",
     "/var/lib/dpkg/lock-frontend",
+    "/usr/lib/sysimage/rpm/.rpm.lock",
+    "/usr/lib/sysimage/rpm/rpmdb.sqlite-shm",
+    "/var/lib/rpm/.rpm.lock",
+    "/var/lib/rpm/rpmdb.sqlite-shm",
     "/var/lib/systemd/random-seed",
     "/var/lib/systemd/credential.secret",
     "/var/lib/dbus/machine-id",

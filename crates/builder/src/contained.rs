@@ -48,6 +48,9 @@ const TEMPORARY_LEN_MAX: &str = "536870912";
 /// Where something of the host is seen inside, read-only.
 pub(crate) const SHOWN: &str = "/run/larder";
 
+/// Where a program of this machine has the image.
+pub(crate) const IMAGE: &str = "/image";
+
 /// An image that things are run in.
 #[derive(Clone, Debug)]
 pub(crate) struct Inside {
@@ -75,7 +78,9 @@ pub(crate) struct Grants<'a> {
 impl Inside {
     /// Makes sure that the folders are there upon which others are laid.
     pub(crate) fn prepare(tree: &Tree) -> Result<()> {
-        for (path, mode) in [("/dev", 0o755), ("/proc", 0o555), ("/run", 0o755), ("/tmp", 0o1777)] {
+        for (path, mode) in
+            [("/dev", 0o755), ("/proc", 0o555), ("/sys", 0o555), ("/run", 0o755), ("/tmp", 0o1777)]
+        {
             if !tree.exists(path) {
                 tree.make_folder(path, mode, (0, 0))?;
             }
@@ -85,20 +90,38 @@ impl Inside {
 
     /// A command that runs the words that are added to it inside.
     pub(crate) fn command(&self, grants: Grants) -> Command {
-        let mut command = match self.holder {
+        let mut command = self.enter();
+        command.arg("--bind").arg(&self.root).arg("/");
+        lay(&mut command, "");
+        self.confine(&mut command, grants);
+        command
+    }
+
+    /// A command that runs a program of this machine upon the image, which it has at [`IMAGE`]. Of
+    /// this machine it sees programs and what `shown` is, read-only, and nothing else; what it starts
+    /// with the image as its root is as contained as what [`Inside::command`] runs.
+    pub(crate) fn command_beside(&self, shown: &Path) -> Command {
+        let mut command = self.enter();
+        programs_of_this_machine(&mut command);
+        lay(&mut command, "");
+        command.arg("--bind").arg(&self.root).arg(IMAGE);
+        lay(&mut command, IMAGE);
+        self.confine(&mut command, Grants { shown: Some(shown), ..Grants::default() });
+        command
+    }
+
+    fn enter(&self) -> Command {
+        match self.holder {
             Some(pid) => {
                 let mut command = program("nsenter");
                 command.arg(format!("--mount=/proc/{pid}/ns/mnt")).args(["--", "bwrap"]);
                 command
             }
             None => program("bwrap"),
-        };
-        command.arg("--bind").arg(&self.root).arg("/");
-        command.args(["--dev", "/dev", "--proc", "/proc"]);
-        command.args(["--ro-bind", "/proc/sys", "/proc/sys"]);
-        command.args(["--ro-bind-try", "/proc/sysrq-trigger", "/proc/sysrq-trigger"]);
-        command.args(["--size", TEMPORARY_LEN_MAX, "--tmpfs", "/run"]);
-        command.args(["--perms", "1777", "--size", TEMPORARY_LEN_MAX, "--tmpfs", "/tmp"]);
+        }
+    }
+
+    fn confine(&self, command: &mut Command, grants: Grants) {
         if let Some(shown) = grants.shown {
             command.arg("--ro-bind").arg(shown).arg(SHOWN);
         }
@@ -130,6 +153,29 @@ impl Inside {
             command.args(["--setenv", "TERM"]).arg(terminal);
         }
         command.arg("--");
-        command
+    }
+}
+
+/// Lays devices, processes and room for what is temporary upon a root.
+fn lay(command: &mut Command, root: &str) {
+    let at = |path: &str| format!("{root}{path}");
+    command.args(["--dev", &at("/dev"), "--proc", &at("/proc")]);
+    command.args(["--ro-bind", "/proc/sys", &at("/proc/sys")]);
+    command.args(["--ro-bind-try", "/proc/sysrq-trigger", &at("/proc/sysrq-trigger")]);
+    command.args(["--size", TEMPORARY_LEN_MAX, "--tmpfs", &at("/run")]);
+    command.args(["--perms", "1777", "--size", TEMPORARY_LEN_MAX, "--tmpfs", &at("/tmp")]);
+}
+
+/// Lets this machine's programs be seen, read-only.
+pub(crate) fn programs_of_this_machine(command: &mut Command) {
+    command.args(["--ro-bind", "/usr", "/usr"]);
+    for path in ["/bin", "/sbin", "/lib", "/lib64"] {
+        match std::fs::read_link(path) {
+            Ok(target) => command.arg("--symlink").arg(target).arg(path),
+            Err(_) => command.args(["--ro-bind-try", path, path]),
+        };
+    }
+    for path in ["/etc/alternatives", "/etc/ld.so.cache"] {
+        command.args(["--ro-bind-try", path, path]);
     }
 }

@@ -1,7 +1,7 @@
 //! A stage without a parent: from packages to a tree of files, and from these to a disk.
 //!
 //! ```text
-//! pool (exactly the lock) ──mmdebstrap──► tree ──steps, clean──► tree ──mke2fs──► disk ──► version
+//! pool (exactly the lock) ──mmdebstrap or rpm──► tree ──steps, clean──► tree ──mke2fs──► disk ──► version
 //! ```
 
 use std::fs::File;
@@ -14,7 +14,8 @@ use model::{Error, Kind, Result};
 use crate::contained::Inside;
 use crate::disk;
 use crate::lock::LockedStage;
-use crate::recipe::{Place, Recipe, Stage, System};
+use crate::packages::dnf;
+use crate::recipe::{Family, Place, Recipe, Stage, System};
 use crate::steps::{Steps, installed};
 use crate::tool::{Log, Run, program};
 use crate::tree::Tree;
@@ -64,18 +65,10 @@ impl Job<'_> {
     /// Makes the stage's steps, with a shell where one fails.
     pub(crate) fn work_on(&self, tree: &Tree, inside: &Inside, part: Part) -> Result<()> {
         Inside::prepare(tree)?;
-        let steps = Steps {
-            stage: self.stage,
-            place: self.place,
-            beside: self.beside,
-            tree,
-            inside,
-            log: self.log,
-            cancel: self.cancel,
-        };
+        let steps = self.steps(tree, inside);
         let packages = match part {
             Part::Rest => Ok(()),
-            Part::Packages | Part::Whole => steps.install(self.locked, self.pool),
+            Part::Packages | Part::Whole => self.install(&steps, inside),
         };
         let done = packages.and_then(|()| match part {
             Part::Packages => Ok(()),
@@ -90,6 +83,18 @@ impl Job<'_> {
         }
         crate::clean::clean(tree, self.stage)
     }
+
+    fn steps<'b>(&'b self, tree: &'b Tree, inside: &'b Inside) -> Steps<'b> {
+        let (stage, place, beside) = (self.stage, self.place, self.beside);
+        Steps { stage, place, beside, tree, inside, log: self.log, cancel: self.cancel }
+    }
+
+    fn install(&self, steps: &Steps, inside: &Inside) -> Result<()> {
+        match self.recipe.distribution.family() {
+            Family::Deb => steps.install(self.locked, self.pool),
+            Family::Rpm => dnf::install::install(self, steps, inside),
+        }
+    }
 }
 
 /// Makes the disk of a first stage. It has its name only when it is whole.
@@ -97,16 +102,30 @@ pub(crate) fn make(job: &Job) -> Result<PathBuf> {
     let wanted = job.recipe.disk_or_default();
     crate::boot::check_machine(wanted.boot)?;
     let root = job.work.join("root");
-    unpack(job, &root)?;
-    let tree = Tree::open(&root)?;
-    settle(&tree)?;
-    check(job, &tree)?;
     let plan = disk::Plan::of(&wanted, job.key);
     let inside = Inside {
         root: root.clone(),
         holder: None,
         epoch: job.locked.source_date_epoch,
         room: Some(plan.root_len),
+    };
+    let tree = match job.recipe.distribution.family() {
+        Family::Deb => {
+            unpack(job, &root)?;
+            let tree = Tree::open(&root)?;
+            settle(&tree)?;
+            check(job, &tree)?;
+            tree
+        }
+        Family::Rpm => {
+            std::fs::create_dir(&root)
+                .map_err(|error| Error::io("make", root.display().to_string(), error))?;
+            let tree = Tree::open(&root)?;
+            Inside::prepare(&tree)?;
+            job.install(&job.steps(&tree, &inside), &inside)?;
+            tree.write("/etc/hostname", b"localhost\n", 0o644, (0, 0))?;
+            tree
+        }
     };
     disk::write_table(&tree, &plan, job.key)?;
     job.work_on(&tree, &inside, Part::Rest)?;

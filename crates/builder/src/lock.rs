@@ -40,7 +40,8 @@ pub struct LockedStage {
     /// What counts as the time of the build: when the youngest index was signed, in seconds since
     /// 1970-01-01 UTC.
     pub source_date_epoch: i64,
-    /// What is done in which order: `unpack a b`, `configure a b`, `remove c`.
+    /// What is done in which order: `unpack a b`, `configure a b`, `remove c` by dpkg; by rpm, all at
+    /// once, `install a`, `upgrade b`, `remove c`.
     #[serde(default)]
     pub order: Vec<String>,
     /// The packages that are added or replaced.
@@ -124,7 +125,7 @@ impl Lock {
     /// Names and digests become file names and words of commands: they must be what they seem.
     fn check(&self, path: &Path) -> Result<()> {
         let word = |text: &str| {
-            let fits = |c: char| c.is_ascii_alphanumeric() || "+-.:~_".contains(c);
+            let fits = |c: char| c.is_ascii_alphanumeric() || "+-.:~_^".contains(c);
             !text.is_empty()
                 && text.chars().all(fits)
                 && text.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -149,7 +150,10 @@ impl Lock {
             }
             for line in &stage.order {
                 let mut words = line.split(' ');
-                let known = matches!(words.next(), Some("unpack" | "configure" | "remove"));
+                let known = matches!(
+                    words.next(),
+                    Some("unpack" | "configure" | "remove" | "install" | "upgrade")
+                );
                 if !known || !words.all(word) {
                     return Err(Error::new(
                         Kind::Invalid,

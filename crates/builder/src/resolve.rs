@@ -140,7 +140,7 @@ fn wanted(stage: &Stage) -> Vec<String> {
 }
 
 /// Says in which line that stands that could not be had.
-fn error_at(error: Error, place: &Place, stage: &Stage) -> Error {
+pub(crate) fn error_at(error: Error, place: &Place, stage: &Stage) -> Error {
     let said = error.to_string();
     let named = stage
         .packages

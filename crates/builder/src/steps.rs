@@ -89,9 +89,14 @@ impl Steps<'_> {
         let mut command = self.inside.command(grants);
         command.args(["dpkg", "--force-unsafe-io", "--force-confdef", "--force-confold"]);
         command.args(flags).args(words);
+        self.run_install(&mut command)
+    }
+
+    /// Runs what installs packages.
+    pub(crate) fn run_install(&self, command: &mut Command) -> Result<()> {
         let line =
             self.stage.packages.first().map_or(self.stage.name.span().start, |p| p.span().start);
-        self.run(&mut command, INSTALL_LIMIT, line, "the installation of its packages")
+        self.run(command, INSTALL_LIMIT, line, "the installation of its packages")
     }
 
     /// Does everything behind the packages.

@@ -32,6 +32,19 @@ fn the_shipped_recipes_stand_on_each_other() {
     }
 }
 
+#[test]
+fn the_shipped_recipes_of_rpms_stand_on_each_other() {
+    for folder in ["fedora-43", "rocky-9"] {
+        let of = |name: &str| {
+            let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+            builder::check(&recipes.join(folder).join(name)).unwrap()
+        };
+        let (core, base) = (of("core.toml"), of("base.toml"));
+        let parent = base.stage[0].parent.as_ref().map(|parent| parent.get_ref());
+        assert_eq!(parent, Some(core.name.get_ref()), "{folder}");
+    }
+}
+
 /// Takes minutes and the network, so it runs only where it is asked for.
 #[test]
 #[ignore = "fetches a Debian: `cargo test -p builder --test debian -- --ignored`"]

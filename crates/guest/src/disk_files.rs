@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use model::{Error, Kind, Result};
 
 use crate::helper::install::{Target, find_root};
+use crate::kernel_names::kernel_files;
 
 /// The longest kernel or initrd that is taken out, in bytes.
 const KERNEL_LEN_MAX: u64 = 1 << 30;
@@ -89,43 +90,35 @@ pub fn put(disk: &Path, files: &[DiskFile], links: &[(&str, &str)]) -> Result<()
     Ok(())
 }
 
-/// Takes the newest kernel and its initrd out of `/boot`, into a folder.
+/// Takes the newest kernel that has an initrd, and this, into a folder.
 ///
 /// # Errors
 /// As [`find_root`]; `NotFound` where there is none.
 pub fn take_kernel(disk: &Path, folder: &Path) -> Result<Kernel> {
     let target = Target { disk, root: find_root(disk)? };
-    let listing = target.ask("ls -p /boot")?;
-    let names: Vec<&str> = listing.lines().filter_map(|line| line.split('/').nth(5)).collect();
-    let take = |prefix: &str| -> Result<PathBuf> {
-        let mut found: Vec<&&str> = names
-            .iter()
-            .filter(|name| name.starts_with(prefix) && !name.contains([' ', '"', '\\']))
-            .collect();
-        found.sort_by_key(|name| natural(name));
-        let name = found.pop().ok_or_else(|| {
-            Error::new(Kind::NotFound, "find a kernel in", disk.display().to_string())
-                .because(format!("/boot has no {prefix}*"))
-        })?;
-        let to = folder.join(prefix.trim_end_matches('-'));
-        target.ask(&format!("dump /boot/{name} \"{}\"", to.display()))?;
+    let mut list = |folder: &str| -> Result<Vec<String>> {
+        // `/INODE/MODE/UID/GID/NAME/LEN/`; nothing but a complaint where there is no such folder.
+        let listing = target.ask(&format!("ls -p {folder}"))?;
+        let names = listing.lines().filter_map(|line| line.split('/').nth(5)).map(str::to_owned);
+        let odd = |name: &String| name.contains([' ', '"', '\\']) || name.starts_with('.');
+        Ok(names.filter(|name| !name.is_empty() && !odd(name)).collect())
+    };
+    let newest = kernel_files(&mut list)?.pop().ok_or_else(|| {
+        Error::new(Kind::NotFound, "find a kernel in", disk.display().to_string())
+            .because("neither /boot nor /lib/modules has one with its initrd")
+    })?;
+    let take = |path: &str, name: &str| -> Result<PathBuf> {
+        let to = folder.join(name);
+        target.ask(&format!("dump {path} \"{}\"", to.display()))?;
         let len = fs::metadata(&to).map_or(0, |facts| facts.len());
         if len == 0 || len > KERNEL_LEN_MAX {
-            return Err(Error::new(Kind::Corrupt, "take out", format!("/boot/{name}"))
+            return Err(Error::new(Kind::Corrupt, "take out", path)
                 .because(format!("{len} bytes were read")));
         }
         Ok(to)
     };
-    Ok(Kernel { kernel: take("vmlinuz-")?, initrd: take("initrd.img-")? })
-}
-
-/// Numbers in names count as numbers: `6.1.0-9` is older than `6.1.0-10`.
-fn natural(name: &str) -> Vec<(u64, String)> {
-    let parts = name.split_inclusive(|c: char| !c.is_ascii_digit());
-    parts
-        .map(|part| {
-            let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
-            (digits.parse().unwrap_or(0), part[digits.len()..].to_owned())
-        })
-        .collect()
+    Ok(Kernel {
+        kernel: take(&newest.kernel, "vmlinuz")?,
+        initrd: take(&newest.initrd, "initrd.img")?,
+    })
 }

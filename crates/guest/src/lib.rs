@@ -19,6 +19,7 @@
 //! | [`identity`] | what makes one copy of a machine another: given, and confirmed by the guest |
 //! | [`growth`] | processors, memory, disks and network cards for a guest that runs |
 //! | [`disk_files`] | files put into a disk before it boots; its kernel taken out |
+//! | [`kernel_names`] | where distributions put a kernel and its initrd |
 //! | [`ec2_metadata`] | EC2's metadata, served to one guest by QEMU's own network |
 //! | [`seed`] | who a booting guest is to be, in the forms that guests read |
 //! | [`screen`] | the text in what a console sends: escape sequences taken out |
@@ -36,6 +37,7 @@ pub mod guest;
 pub mod guest_agent;
 pub mod helper;
 pub mod identity;
+pub mod kernel_names;
 pub mod qmp;
 pub mod screen;
 pub mod seed;

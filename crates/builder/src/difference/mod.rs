@@ -12,7 +12,7 @@
 //! **Failure**: a file system that is damaged or not of the ext family is an error that says so;
 //! blocks can be compared all the same.
 //!
-//! **Not here**: rpm's database; file systems other than ext2 to ext4.
+//! **Not here**: file systems other than ext2 to ext4.
 
 mod disk;
 mod files;

@@ -1,17 +1,26 @@
-//! Which packages two versions have: from their descriptions, or from dpkg's status in them.
+//! Which packages two versions have: from their descriptions, from dpkg's status in them, or from rpm's
+//! database in them, which this machine's rpm reads (see `packages::dnf::installed`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use model::progress::Cancel;
 use model::{Error, Kind, Result};
 use repository::{Reader, Repository};
 
 use super::files::whole_file;
+use crate::derive::LOOK_LIMIT;
+use crate::packages::dnf::installed::installed as installed_rpms;
+use crate::packages::dnf::{DATABASE_FILE, DATABASES};
+use crate::tool::{Log, Run};
 
 const STATUS: &str = "/var/lib/dpkg/status";
 
 /// How long a status file may be; one of 2000 packages has 2 MiB.
 const STATUS_LEN_MAX: u64 = 64 << 20;
+
+/// How long rpm's database may be; one of 2000 packages has some 100 MiB.
+const DATABASE_LEN_MAX: u64 = 1 << 30;
 
 /// A package that is not the same in both.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +54,8 @@ type Packages = BTreeMap<(String, String), String>;
 /// Cost: two documents where the versions are described, otherwise two files of some MiB.
 ///
 /// # Errors
-/// `Invalid` where it is not known which packages one has; those of reading its file system.
+/// `Invalid` where it is not known which packages one has; those of reading its file system;
+/// `NotFound` where rpm would have to be read and this machine has none.
 pub fn compare_packages(
     repository: &Repository,
     first: &Arc<Reader>,
@@ -79,14 +89,32 @@ fn packages(repository: &Repository, reader: &Arc<Reader>) -> Result<Packages> {
         let key = |p: model::description::PackageDescription| ((p.name, p.architecture), p.version);
         return Ok(described.into_iter().map(key).collect());
     }
-    match whole_file(reader, STATUS, STATUS_LEN_MAX)? {
-        Some(status) => Ok(installed(&String::from_utf8_lossy(&status))),
-        None => {
-            let id = reader.version().id.to_string();
-            Err(Error::new(Kind::Invalid, "read the packages of", id)
-                .because(format!("it has neither a description with packages nor {STATUS}")))
+    if let Some(status) = whole_file(reader, STATUS, STATUS_LEN_MAX)? {
+        return Ok(installed(&String::from_utf8_lossy(&status)));
+    }
+    for folder in DATABASES {
+        let path = format!("{folder}/{DATABASE_FILE}");
+        if let Some(database) = whole_file(reader, &path, DATABASE_LEN_MAX)? {
+            return rpms(&database);
         }
     }
+    let id = reader.version().id.to_string();
+    Err(Error::new(Kind::Invalid, "read the packages of", id).because(format!(
+        "it has neither a description with packages nor {STATUS} nor rpm's {DATABASE_FILE}"
+    )))
+}
+
+/// What a database of rpm tells of, by this machine's rpm.
+fn rpms(database: &[u8]) -> Result<Packages> {
+    let failed = |error| Error::io("write a copy of", DATABASE_FILE, error);
+    let folder = tempfile::tempdir().map_err(failed)?;
+    let copy = folder.path().join("database");
+    std::fs::create_dir(&copy).map_err(failed)?;
+    std::fs::write(copy.join(DATABASE_FILE), database).map_err(failed)?;
+    let log = Log::create(&folder.path().join("log"))?;
+    let run = Run { log: &log, limit: LOOK_LIMIT, cancel: &Cancel::new() };
+    let found = installed_rpms(&run, &copy)?;
+    Ok(found.into_iter().map(|(name, version, arch)| ((name, arch), version)).collect())
 }
 
 /// What dpkg's status file tells of as installed.

@@ -8,7 +8,7 @@ use model::{ImageName, Reference, Result};
 use toml::Spanned;
 
 use super::read::nearest;
-use super::{Boot, Place, Recipe, SEEDS, Stage, Test};
+use super::{Boot, DISTRIBUTIONS, Family, Place, Recipe, SEEDS, Stage, Test};
 
 const OPERATION: &str = "check the recipe";
 const MIB: u64 = 1 << 20;
@@ -19,7 +19,6 @@ const DISK_LEN_MIN: u64 = 16 * MIB;
 /// No step runs longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
-const IDS: [&str; 2] = ["debian", "ubuntu"];
 const ARCHITECTURES: [&str; 3] = ["amd64", "i386", "arm64"];
 
 /// Checks a recipe.
@@ -35,11 +34,15 @@ pub(super) fn check(recipe: &Recipe, place: &Place) -> Result<()> {
             return at(value, error.to_string());
         }
     }
-    one_of(place, "distribution", &recipe.distribution.id, &IDS)?;
+    one_of(place, "distribution", &recipe.distribution.id, &DISTRIBUTIONS)?;
     one_of(place, "architecture", &recipe.distribution.arch, &ARCHITECTURES)?;
     let release = &recipe.distribution.release;
     if !is_word(release.get_ref()) {
         return at(release, format!("`{}` is no release's code name", release.get_ref()));
+    }
+    let family = recipe.distribution.family();
+    if family == Family::Rpm {
+        check_rpm(recipe, place)?;
     }
     for archive in &recipe.archive {
         if let Some(url) = &archive.url
@@ -49,7 +52,7 @@ pub(super) fn check(recipe: &Recipe, place: &Place) -> Result<()> {
         }
     }
     chain(recipe, place)?;
-    recipe.stage.iter().try_for_each(|stage| check_stage(stage, place))?;
+    recipe.stage.iter().try_for_each(|stage| check_stage(stage, family, place))?;
     check_disk(recipe, place)?;
     recipe.test.iter().try_for_each(|test| check_test(recipe, test, place))?;
     check_names_of_tests(recipe, place)?;
@@ -75,10 +78,45 @@ fn one_of(place: &Place, what: &str, word: &Spanned<String>, known: &[&str]) -> 
         word.span().start,
         format!("`{}` is no {what} that can be built", word.get_ref()),
     );
+    let all = known.join(", ");
     Err(match nearest(word.get_ref(), known.iter().copied()) {
-        Some(near) => error.hint(format!("did you mean `{near}`?")),
-        None => error.hint(format!("known: {}", known.join(", "))),
+        Some(near) => error.hint(format!("did you mean `{near}`? Known: {all}")),
+        None => error.hint(format!("known: {all}")),
     })
+}
+
+/// What can be said of releases and archives only where packages are rpm.
+fn check_rpm(recipe: &Recipe, place: &Place) -> Result<()> {
+    let wrong = |span: &Spanned<String>, reason: String, hint: &str| {
+        Err(place.error(OPERATION, span.span().start, reason).hint(hint))
+    };
+    let distribution = &recipe.distribution;
+    let (id, release) = (distribution.id.get_ref(), distribution.release.get_ref());
+    let Some(number) = distribution.number() else {
+        let reason = format!("`{release}` is no release of {id}");
+        return wrong(&distribution.release, reason, "write its number: `9`, `43`");
+    };
+    // Since these the database of packages is SQLite's; an rpm that writes the older one is gone.
+    let oldest = if id == "fedora" { 33 } else { 9 };
+    if number < oldest {
+        let reason =
+            format!("{id} {release} keeps its packages in a database that cannot be written here");
+        return wrong(&distribution.release, reason, &format!("the oldest is {oldest}"));
+    }
+    if distribution.arch.get_ref() == "i386" {
+        return wrong(&distribution.arch, format!("{id} has no release for i386"), "write `amd64`");
+    }
+    for archive in &recipe.archive {
+        if let (Some(url), None) = (&archive.url, &archive.signed_by) {
+            let reason = "it is not said with which keys its packages are signed";
+            return wrong(url, reason.into(), "`signed_by` names the file with an archive's keys");
+        }
+        if let (Some(suite), Some(url)) = (&archive.suite, &archive.url) {
+            let reason = format!("an archive of rpm packages has no suite `{suite}`");
+            return wrong(url, reason, "put it into `url`, which may have `$releasever` in it");
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the stages are one chain that ends with the last.
@@ -154,10 +192,17 @@ fn cycles(recipe: &Recipe, names: &BTreeMap<&str, &Stage>, place: &Place) -> Res
     Ok(())
 }
 
-fn check_stage(stage: &Stage, place: &Place) -> Result<()> {
+fn check_stage(stage: &Stage, family: Family, place: &Place) -> Result<()> {
+    let is_rpm = family == Family::Rpm;
+    let is_case = |c: char| c.is_ascii_lowercase() || is_rpm && c.is_ascii_uppercase();
+    let fits = |c: char| is_case(c) || c.is_ascii_digit() || "+-.:_".contains(c);
+    let groups = stage.packages.iter().filter(|name| is_rpm && name.get_ref().starts_with('@'));
+    let groups: Vec<_> = groups.collect();
     for package in stage.packages.iter().chain(&stage.exclude_packages) {
-        let name = package.get_ref();
-        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.:_".contains(c);
+        let name = match groups.iter().any(|group| group.span() == package.span()) {
+            true => &package.get_ref()[1..],
+            false => package.get_ref(),
+        };
         let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
         if !starts || !name.chars().all(fits) || name.ends_with(['-', '+']) && name.len() < 3 {
             let reason = format!("`{name}` is no package's name");
@@ -467,5 +512,61 @@ mod tests {
         for bad in ["", "10", "m", "1d", "-1s", "18446744073709551615h"] {
             assert_eq!(duration(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_distribution_that_cannot_be_built_is_told_with_those_that_can() {
+        let of = |distribution: &str, rest: &str| {
+            let text = format!(
+                "name = \"x\"\n[distribution]\n{distribution}\n{rest}[[stage]]\nname = \"a\"\n"
+            );
+            let error = Recipe::read(Place::new("r", text)).unwrap_err();
+            (error.to_string(), error.hint_text().unwrap_or_default().to_owned())
+        };
+        let (error, hint) = of("id = \"fedorra\"\nrelease = \"43\"", "");
+        assert!(
+            error.ends_with("line 3, column 6: `fedorra` is no distribution that can be built"),
+            "{error}"
+        );
+        assert_eq!(
+            hint,
+            "did you mean `fedora`? Known: debian, ubuntu, fedora, centos, rocky, alma"
+        );
+        let (_, hint) = of("id = \"gentoo-hardened\"\nrelease = \"1\"", "");
+        assert_eq!(hint, "known: debian, ubuntu, fedora, centos, rocky, alma");
+        for (distribution, rest, expected) in [
+            (
+                "id = \"rocky\"\nrelease = \"8\"",
+                "",
+                "line 4, column 11: rocky 8 keeps its packages",
+            ),
+            ("id = \"fedora\"\nrelease = \"rawhide\"", "", "`rawhide` is no release of fedora"),
+            ("id = \"alma\"\nrelease = \"9\"\narch = \"i386\"", "", "alma has no release for i386"),
+            (
+                "id = \"alma\"\nrelease = \"9\"",
+                "[[archive]]\nurl = \"file:///x\"\n",
+                "with which keys its packages are signed",
+            ),
+            (
+                "id = \"alma\"\nrelease = \"9\"",
+                "[[archive]]\nurl = \"file:///x\"\nsuite = \"a\"\nsigned_by = \"k\"\n",
+                "has no suite `a`",
+            ),
+        ] {
+            let (error, hint) = of(distribution, rest);
+            assert!(error.contains(expected) && !hint.is_empty(), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_of_rpms_have_capitals_and_groups_begin_with_a_sign() {
+        let of = |id: &str, package: &str| {
+            let text = format!(
+                "name = \"x\"\n[distribution]\nid = \"{id}\"\nrelease = \"43\"\n[[stage]]\nname = \"a\"\npackages = [\"{package}\"]\n"
+            );
+            Recipe::read(Place::new("r", text)).is_ok()
+        };
+        assert!(of("fedora", "NetworkManager") && of("fedora", "@core"));
+        assert!(!of("debian", "NetworkManager") && !of("debian", "@core") && !of("fedora", "@"));
     }
 }

@@ -107,13 +107,40 @@ pub struct Sign {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Distribution {
-    /// `debian` or `ubuntu`.
+    /// One of [`DISTRIBUTIONS`].
     pub id: Spanned<String>,
-    /// The release by its code name: `bookworm`.
+    /// The release by its code name (`bookworm`), or by its number where packages are rpm.
     pub release: Spanned<String>,
     /// `amd64`, `i386` or `arm64`.
     #[serde(default = "amd64")]
     pub arch: Spanned<String>,
+}
+
+/// The distributions that can be built.
+pub const DISTRIBUTIONS: [&str; 6] = ["debian", "ubuntu", "fedora", "centos", "rocky", "alma"];
+
+/// What kind of packages a distribution has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Those of dpkg.
+    Deb,
+    /// Those of rpm.
+    Rpm,
+}
+
+impl Distribution {
+    /// What kind of packages it has.
+    pub fn family(&self) -> Family {
+        match self.id.get_ref().as_str() {
+            "fedora" | "centos" | "rocky" | "alma" => Family::Rpm,
+            _ => Family::Deb,
+        }
+    }
+
+    /// The number of a release that has one.
+    pub fn number(&self) -> Option<u32> {
+        self.release.get_ref().split('.').next()?.parse().ok()
+    }
 }
 
 fn amd64() -> Spanned<String> {

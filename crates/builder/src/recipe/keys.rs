@@ -1,7 +1,7 @@
 //! Every key of a recipe with its words: the schema and the documentation are made from this table,
 //! and a test compares it with what the reader takes.
 
-use super::SEEDS;
+use super::{DISTRIBUTIONS, SEEDS};
 
 /// What a key's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +87,18 @@ pub const KEYS: &[Key] = &[
     ),
     may("labels", TextTable, "Labels that the image gets.", "labels = { owner = \"lab\" }"),
     must("distribution", Table, "What packages are of.", "[distribution]"),
-    must("distribution.id", OneOf(&["debian", "ubuntu"]), "The distribution.", "id = \"debian\""),
-    must("distribution.release", Text, "The release, by its code name.", "release = \"bookworm\""),
+    must(
+        "distribution.id",
+        OneOf(&DISTRIBUTIONS),
+        "The distribution. Packages of `debian` and `ubuntu` are resolved and installed by apt and dpkg; those of `fedora`, `centos` (CentOS Stream), `rocky` and `alma` by dnf and rpm. What of this is tested how, distributions.md says.",
+        "id = \"debian\"",
+    ),
+    must(
+        "distribution.release",
+        Text,
+        "The release, by its code name; by its number where packages are rpm: Fedora from 33, the others from 9.",
+        "release = \"bookworm\"",
+    ),
     may(
         "distribution.arch",
         OneOf(&["amd64", "i386", "arm64"]),
@@ -104,25 +114,25 @@ pub const KEYS: &[Key] = &[
     may(
         "archive.url",
         Text,
-        "Where the archive is. Without it, this machine's own archives.",
+        "Where the archive is. Without it, this machine's own archives. Where packages are rpm, the folder that `repodata` is in, a metalink or a list of mirrors; `$releasever` and `$basearch` stand for release and architecture.",
         "url = \"file:///srv/archive\"",
     ),
     may(
         "archive.suite",
         Text,
-        "The suite in the archive; the release unless said.",
+        "The suite in the archive; the release unless said. Nothing where packages are rpm.",
         "suite = \"bookworm-backports\"",
     ),
     may(
         "archive.components",
         Texts,
-        "The parts of the suite; `main` unless said.",
+        "The parts of the suite; `main` unless said. Nothing where packages are rpm.",
         "components = [\"main\"]",
     ),
     may(
         "archive.signed_by",
         Text,
-        "The file with the keys that the archive is signed with: absolute, or beside the recipe. Without it, the keys that apt trusts on this machine.",
+        "The file with the keys that the archive is signed with: absolute, or beside the recipe. Without it, the keys that apt trusts on this machine. Where packages are rpm it must be there beside `url`, in letters (`-----BEGIN`): each package must be signed with one of these keys, and so must the index where it is signed at all.",
         "signed_by = \"archive.gpg\"",
     ),
     must(
@@ -146,7 +156,7 @@ pub const KEYS: &[Key] = &[
     may(
         "stage.packages",
         Texts,
-        "Packages that the stage adds, and what they depend on (not what they recommend). The first stage has, beside these, the packages that are essential or required.",
+        "Packages that the stage adds, and what they depend on (not what they recommend). The first stage has, beside these, the packages that are essential or required; where packages are rpm, it has these alone, and `@core` is a group of packages.",
         "packages = [\"nginx-light\"]",
     ),
     may(

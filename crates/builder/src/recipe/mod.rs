@@ -25,7 +25,8 @@ pub mod schema;
 
 pub(crate) use check::{duration, len};
 pub use content::{
-    Archive, Boot, CONTEXTUALIZATION, Contents, Contextualization, Disk, Distribution, FileEntry,
-    Partition, Recipe, RunStep, SEEDS, Services, Sign, Stage, System, Test, User,
+    Archive, Boot, CONTEXTUALIZATION, Contents, Contextualization, DISTRIBUTIONS, Disk,
+    Distribution, Family, FileEntry, Partition, Recipe, RunStep, SEEDS, Services, Sign, Stage,
+    System, Test, User,
 };
 pub use read::Place;

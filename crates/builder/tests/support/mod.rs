@@ -13,9 +13,25 @@ use repository::repository::Machine;
 
 /// The archive, made once and kept for later runs.
 pub fn archive() -> PathBuf {
-    let script = include_str!("archive.sh");
+    made("archive", include_str!("archive.sh"))
+}
+
+/// The repositories of rpm packages, made once and kept for later runs; none where this machine has
+/// not what makes them.
+#[allow(clippy::print_stderr, reason = "whoever looks is told what was not tested")]
+pub fn rpms() -> Option<PathBuf> {
+    let needed = ["dnf", "rpmbuild", "rpmsign", "createrepo_c", "gpg", "busybox", "curl"];
+    let is_there = |name: &&&str| Path::new("/usr/bin").join(name).exists();
+    if let Some(missing) = needed.iter().find(|name| !is_there(name)) {
+        eprintln!("skipped: there is no {missing}; `cargo xtask setup test` installs it");
+        return None;
+    }
+    Some(made("rpms", include_str!("rpms.sh")))
+}
+
+fn made(what: &str, script: &str) -> PathBuf {
     let name = blake3::hash(script.as_bytes()).to_hex();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("archive-{}", &name[..12]));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{what}-{}", &name[..12]));
     if !folder.exists() {
         let new = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let made = Command::new("bash").args(["-c", script, "archive"]).arg(new.path()).output();

@@ -78,7 +78,7 @@ impl State {
             return stream.write_all(head.as_bytes());
         };
         let breaks = self.breaks.load(Ordering::SeqCst);
-        let len = match path.ends_with(".deb") && breaks > 0 {
+        let len = match (path.ends_with(".deb") || path.ends_with(".rpm")) && breaks > 0 {
             true => {
                 self.broken.fetch_add(1, Ordering::SeqCst);
                 self.breaks
