@@ -77,7 +77,7 @@ impl Kernel {
             names.pop().ok_or_else(|| {
                 Error::new(Kind::NotFound, "find a kernel in", "the image")
                     .because(format!("/boot has no {prefix}*"))
-                    .hint("add a kernel to `packages` (linux-image-cloud-amd64), or `boot = \"direct\"`")
+                    .hint("add a kernel to `packages` (linux-image-cloud-amd64, linux-image-686, linux-image-virtual), or `boot = \"direct\"`")
             })
         };
         let out = |name: String, to: &str| -> Result<PathBuf> {
@@ -111,7 +111,7 @@ pub(crate) fn kernels(tree: &Tree) -> Result<Vec<String>> {
 }
 
 /// Numbers in names count as numbers: `6.1.0-9` is older than `6.1.0-10`.
-fn natural(name: &str) -> Vec<(u64, String)> {
+pub(crate) fn natural(name: &str) -> Vec<(u64, String)> {
     let mut parts = Vec::new();
     for part in name.split_inclusive(|c: char| !c.is_ascii_digit()) {
         let digits: String = part.chars().take_while(char::is_ascii_digit).collect();

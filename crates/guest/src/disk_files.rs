@@ -1,18 +1,15 @@
-//! Files put into a guest's disk before it boots, and its kernel taken out, without a mount.
+//! Files put into a guest's disk before it boots, without a mount.
 //!
 //! **Failure**: as [`helper::install`](crate::helper::install), which this stands on.
 //!
 //! **Not here**: disks whose root file system is not an ext2, ext3 or ext4.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use model::{Error, Kind, Result};
 
 use crate::helper::install::{Target, find_root};
-
-/// The longest kernel or initrd that is taken out, in bytes.
-const KERNEL_LEN_MAX: u64 = 1 << 30;
 
 /// A file to be put into a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +20,6 @@ pub struct DiskFile {
     pub contents: Vec<u8>,
     /// Its permissions.
     pub mode: u32,
-}
-
-/// The kernel of a disk that is one file system, and its initrd, as files of the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// The kernel.
-    pub kernel: PathBuf,
-    /// Its initrd.
-    pub initrd: PathBuf,
 }
 
 /// Puts files and symbolic links (`path`, `to`) into the root file system of a disk, over those of
@@ -87,45 +75,4 @@ pub fn put(disk: &Path, files: &[DiskFile], links: &[(&str, &str)]) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Takes the newest kernel and its initrd out of `/boot`, into a folder.
-///
-/// # Errors
-/// As [`find_root`]; `NotFound` where there is none.
-pub fn take_kernel(disk: &Path, folder: &Path) -> Result<Kernel> {
-    let target = Target { disk, root: find_root(disk)? };
-    let listing = target.ask("ls -p /boot")?;
-    let names: Vec<&str> = listing.lines().filter_map(|line| line.split('/').nth(5)).collect();
-    let take = |prefix: &str| -> Result<PathBuf> {
-        let mut found: Vec<&&str> = names
-            .iter()
-            .filter(|name| name.starts_with(prefix) && !name.contains([' ', '"', '\\']))
-            .collect();
-        found.sort_by_key(|name| natural(name));
-        let name = found.pop().ok_or_else(|| {
-            Error::new(Kind::NotFound, "find a kernel in", disk.display().to_string())
-                .because(format!("/boot has no {prefix}*"))
-        })?;
-        let to = folder.join(prefix.trim_end_matches('-'));
-        target.ask(&format!("dump /boot/{name} \"{}\"", to.display()))?;
-        let len = fs::metadata(&to).map_or(0, |facts| facts.len());
-        if len == 0 || len > KERNEL_LEN_MAX {
-            return Err(Error::new(Kind::Corrupt, "take out", format!("/boot/{name}"))
-                .because(format!("{len} bytes were read")));
-        }
-        Ok(to)
-    };
-    Ok(Kernel { kernel: take("vmlinuz-")?, initrd: take("initrd.img-")? })
-}
-
-/// Numbers in names count as numbers: `6.1.0-9` is older than `6.1.0-10`.
-fn natural(name: &str) -> Vec<(u64, String)> {
-    let parts = name.split_inclusive(|c: char| !c.is_ascii_digit());
-    parts
-        .map(|part| {
-            let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
-            (digits.parse().unwrap_or(0), part[digits.len()..].to_owned())
-        })
-        .collect()
 }
