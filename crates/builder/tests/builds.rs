@@ -238,10 +238,10 @@ fn a_step_reaches_nothing_outside_its_root() {
         escaped.lines().map(|line| attempts[line.parse::<usize>().unwrap()].as_str()).collect();
     assert!(escaped.is_empty(), "these got out: {escaped:#?}");
     assert_eq!(std::fs::read_to_string(victim).unwrap(), "safe");
-    assert!(!std::path::Path::new("/etc/larder-escaped").exists());
+    assert!(!Path::new("/etc/larder-escaped").exists());
     assert_eq!(kitchen.ask("out", "cat /etc/larder-escaped"), "x");
     assert_eq!(std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), hostname);
-    assert!(std::path::Path::new("/etc/passwd").exists());
+    assert!(Path::new("/etc/passwd").exists());
 }
 
 #[test]
