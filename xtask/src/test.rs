@@ -38,6 +38,10 @@ pub fn take(steps: &mut Steps, arguments: &[String]) -> Result<()> {
             setup::ensure(For::Images)?;
             process::run(&mut soak::guests(&["--quiet", "linux_guest::"])?)
         })?;
+        steps.take("a Debian, built", || {
+            setup::ensure(For::Demo)?;
+            process::run(&mut built_debian())
+        })?;
         steps.take("benches, small", bench::run_small)?;
     }
     Ok(())
@@ -52,6 +56,14 @@ fn run_tests(arguments: &[String]) -> Result<()> {
         command.args(["test", "--workspace", "--all-targets", "--locked", "--quiet"]);
     }
     process::run(command.args(arguments))
+}
+
+/// The test that builds a Debian 12 of two stages and boots it.
+fn built_debian() -> std::process::Command {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--workspace", "--test", "debian", "--"]);
+    command.args(["--ignored", "--nocapture", "a_debian_of_two_stages_"]);
+    command
 }
 
 fn nextest_is_there() -> bool {

@@ -101,7 +101,16 @@ pub fn fetch_settings(dump: &str) -> Vec<String> {
 
 /// The release's name in the text of `/etc/os-release`.
 pub fn codename(os_release: &str) -> Option<String> {
-    let value = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    field(os_release, "VERSION_CODENAME=")
+}
+
+/// The distribution's name in the text of `/etc/os-release`.
+pub fn distribution(os_release: &str) -> Option<String> {
+    field(os_release, "ID=")
+}
+
+fn field(os_release: &str, name: &str) -> Option<String> {
+    let value = os_release.lines().find_map(|line| line.strip_prefix(name))?;
     let value = value.trim().trim_matches('"');
     (!value.is_empty()).then(|| value.to_owned())
 }
@@ -130,5 +139,6 @@ mod tests {
         assert_eq!(codename("VERSION_CODENAME=\"noble\"\n").unwrap(), "noble");
         assert_eq!(codename("VERSION_CODENAME=\n"), None);
         assert_eq!(codename("ID=x\n"), None);
+        assert_eq!(distribution("VERSION_ID=12\nID=debian\n").unwrap(), "debian");
     }
 }

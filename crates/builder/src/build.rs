@@ -394,7 +394,11 @@ impl Build<'_> {
             return Err(Error::new(Kind::Refused, "build", &self.place.file)
                 .because("only root, or root of a user namespace, may give files to others"));
         }
-        Ok(())
+        let arch = &self.recipe.distribution.arch;
+        crate::architecture::check(arch.get_ref()).map_err(|error| {
+            let line = format!("line {}: `arch`", self.place.line(arch.span().start));
+            Error::new(error.kind(), "build", &self.place.file).because(line).caused_by(error)
+        })
     }
 
     fn import(&self, disk: &Path, image: &ImageName, stage: &str) -> Result<(VersionRecord, u64)> {

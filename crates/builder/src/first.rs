@@ -22,6 +22,14 @@ use crate::tree::Tree;
 
 const LIMIT: Duration = Duration::from_secs(2 * 3600);
 
+/// Releases that leave it to their installer to make `/bin` a link to `/usr/bin`, and so on; later
+/// ones have a package for it, and expect it.
+const UNMERGED: [(&str, &str); 2] = [("debian", "bullseye"), ("debian", "buster")];
+
+/// Does so, in front of all packages.
+const MERGE: &str = "for name in bin sbin lib lib32 lib64 libx32; do \
+                     mkdir -p \"$1/usr/$name\"; ln -s \"usr/$name\" \"$1/$name\"; done";
+
 /// What a stage is made of, and where.
 pub(crate) struct Job<'a> {
     /// The recipe.
@@ -147,7 +155,11 @@ fn unpack(job: &Job, root: &Path) -> Result<()> {
     command.env("SOURCE_DATE_EPOCH", job.locked.source_date_epoch.to_string());
     command.env("TMPDIR", job.work);
     command.args(["--mode=root", "--variant=essential", "--format=directory"]);
-    command.arg(format!("--architectures={arch}"));
+    // Whether its programs run here is known already.
+    command.arg(format!("--architectures={arch}")).arg("--skip=check/qemu");
+    if UNMERGED.contains(&(job.recipe.distribution.id.get_ref(), release)) {
+        command.arg(format!("--setup-hook={MERGE}"));
+    }
     let names: Vec<&str> = job.locked.package.iter().map(|package| package.name.as_str()).collect();
     command.arg(format!("--include={}", names.join(",")));
     for option in [

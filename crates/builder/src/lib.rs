@@ -25,8 +25,10 @@
 //! | `contextualization` | what machines of an image learn who they are from |
 //! | [`gate`] | versions booted and looked at |
 //! | `vouch` | what is said of a version: tested, described, tagged, signed |
+//! | `architecture` | whether programs of an image run here |
 //! | `contained` | running things in an image, with nothing of the host in sight |
 //! | `tree` | an image's files, reached so that no link leads out |
+//! | [`direct`] | the kernel of a disk without a loader |
 //! | [`difference`] | what changed between two versions |
 //! | `room` | how much the files of a first stage may take |
 //! | `tool` | running other programs |
@@ -41,6 +43,7 @@
 
 mod anew;
 pub mod apt_settings;
+mod architecture;
 mod attached;
 mod boot;
 pub mod build;
@@ -49,6 +52,7 @@ mod contained;
 mod contextualization;
 mod derive;
 pub mod difference;
+pub mod direct;
 mod disk;
 mod file_system;
 mod first;

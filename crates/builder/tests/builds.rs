@@ -3,6 +3,8 @@
 #[allow(dead_code, reason = "what the other tests need is there too")]
 mod support;
 
+use std::path::Path;
+
 use model::Kind;
 use support::{Ask, Kitchen};
 
@@ -236,10 +238,10 @@ fn a_step_reaches_nothing_outside_its_root() {
         escaped.lines().map(|line| attempts[line.parse::<usize>().unwrap()].as_str()).collect();
     assert!(escaped.is_empty(), "these got out: {escaped:#?}");
     assert_eq!(std::fs::read_to_string(victim).unwrap(), "safe");
-    assert!(!std::path::Path::new("/etc/larder-escaped").exists());
+    assert!(!Path::new("/etc/larder-escaped").exists());
     assert_eq!(kitchen.ask("out", "cat /etc/larder-escaped"), "x");
     assert_eq!(std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), hostname);
-    assert!(std::path::Path::new("/etc/passwd").exists());
+    assert!(Path::new("/etc/passwd").exists());
 }
 
 #[test]
@@ -416,4 +418,62 @@ fn disks_with_partitions_are_the_same_bytes_too_and_follow_their_kernel() {
         one.build();
         assert_eq!(boot_files(&one), "vmlinuz 4\ninitrd.img 6\n");
     }
+}
+
+#[test]
+fn an_ubuntu_is_built_by_the_same_path_with_its_security_from_a_suite_of_its_own() {
+    let kitchen = Kitchen::new();
+    let archive = kitchen.archive.display();
+    let suite = |name: &str| {
+        format!(
+            "[[archive]]\nurl = \"file://{archive}\"\nsuite = \"{name}\"\n\
+             signed_by = \"{archive}/keys.gpg\"\n"
+        )
+    };
+    let recipe = |archives: &str| {
+        let text = "name = \"out\"\ndisk.size = \"64M\"\n\
+                    [distribution]\nid = \"ubuntu\"\nrelease = \"noble\"\n\
+                    [[stage]]\nname = \"core\"\npackages = [\"tiny\"]\n";
+        kitchen.write("recipe.toml", &format!("{text}{archives}"));
+    };
+    // This machine has no packages of Ubuntu, unless it is one.
+    let os = std::fs::read_to_string("/etc/os-release").unwrap();
+    if !os.lines().any(|line| line == "ID=ubuntu") {
+        recipe("");
+        let error = kitchen.fails();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert!(error.hint_text().unwrap().contains("`[[archive]]`"), "{}", error.chain());
+    }
+    recipe(&format!("{}{}", suite("noble"), suite("noble-security")));
+    kitchen.build();
+    assert_eq!(kitchen.ask("out", "cat /usr/share/tiny/version"), "two\n");
+    kitchen.nothing_is_left();
+    // A release whose suite is not there any more.
+    recipe(&suite("warty"));
+    let error = kitchen.fails();
+    assert_eq!(error.kind(), Kind::NotFound, "{}", error.chain());
+    assert!(error.hint_text().unwrap().contains("old releases"), "{}", error.chain());
+}
+
+#[test]
+fn what_cannot_run_here_is_resolved_and_locked_and_told_what_it_needs() {
+    let kitchen = Kitchen::new();
+    kitchen.recipe("disk.size = \"64M\"\n[[stage]]\nname = \"core\"\npackages = [\"tiny\"]\n");
+    let text = std::fs::read_to_string(kitchen.path("recipe.toml")).unwrap();
+    let text = text.replace("id = \"debian\"", "id = \"debian\"\narch = \"arm64\"");
+    kitchen.write("recipe.toml", &text);
+    let can_run = Path::new("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists();
+    if can_run || std::env::consts::ARCH == "aarch64" {
+        return;
+    }
+    for locked in [false, true] {
+        let ask = Ask { locked, ..Ask::default() };
+        let error = kitchen.build_as(ask).map(|built| built.version).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert!(error.chain().contains("line 9: `arch`"), "{}", error.chain());
+        assert!(error.hint_text().unwrap().contains("qemu-user-static"));
+        kitchen.nothing_is_left();
+    }
+    let lock = std::fs::read_to_string(kitchen.path("recipe.lock")).unwrap();
+    assert!(lock.contains("architecture = \"arm64\""), "{lock}");
 }

@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 use guest::{Console, Drive, Guest, GuestConfig};
 use support::{Ask, Kitchen};
 
+fn recipes() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes")
+}
+
 fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/debian-12").join(name)
+    recipes().join("debian-12").join(name)
 }
 
 const SET: [&str; 4] = ["core.toml", "base.toml", "image.toml", "appliance.toml"];
@@ -22,8 +26,15 @@ const PACKAGES: &str =
 
 #[test]
 fn the_shipped_recipes_stand_on_each_other() {
+    for folder in std::fs::read_dir(recipes()).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|ending| ending == "toml") {
+                builder::check(&path).unwrap();
+            }
+        }
+    }
     let mut above = None;
-    builder::check(&shipped("cloud.toml")).unwrap();
     for name in SET {
         let recipe = builder::check(&shipped(name)).unwrap();
         let parent = recipe.stage[0].parent.as_ref().map(|parent| parent.get_ref().clone());
@@ -66,6 +77,80 @@ fn a_debian_of_two_recipes_boots_to_its_login_prompt() {
     let config = GuestConfig::new(vec![drive], Console::Scripted);
     let guest = &mut Guest::start(&config).unwrap();
     guest.console().unwrap().wait_for("login: ", Duration::from_secs(400)).unwrap();
+}
+
+/// Builds a shipped recipe with more lines behind it; it passes its own tests, in these boots.
+fn builds(kitchen: &Kitchen, recipe: &str, more: &str, boots: &[&str]) {
+    let text = std::fs::read_to_string(recipes().join(recipe)).unwrap();
+    kitchen.write("recipe.toml", &format!("{text}\n{more}"));
+    let _ = std::fs::remove_file(kitchen.path("recipe.lock"));
+    let report = kitchen.build().tests.unwrap();
+    println!("{report:#?}");
+    assert_eq!(report.failed(), 0);
+    let found: Vec<_> = report.outcomes.iter().map(|outcome| outcome.boot.as_str()).collect();
+    assert_eq!(found, boots);
+    kitchen.nothing_is_left();
+}
+
+#[test]
+#[ignore = "fetches a Debian: `cargo test -p builder --test debian -- --ignored`"]
+fn a_debian_11_boots_by_bios_and_passes_its_tests() {
+    builds(&Kitchen::new(), "debian-11/core.toml", "", &["bios"]);
+}
+
+#[test]
+#[ignore = "fetches a Debian: `cargo test -p builder --test debian -- --ignored`"]
+fn a_debian_13_boots_by_bios_and_uefi_and_passes_its_tests() {
+    builds(&Kitchen::new(), "debian-13/core.toml", "", &["bios", "uefi"]);
+}
+
+#[test]
+#[ignore = "fetches a Debian: `cargo test -p builder --test debian -- --ignored`"]
+fn a_debian_of_i386_boots_by_bios_and_passes_its_tests() {
+    // As released: mirrors bring what corrects a rare architecture late.
+    let released = "[[archive]]\nsuite = \"bookworm\"\n";
+    builds(&Kitchen::new(), "debian-12-i386/core.toml", released, &["bios"]);
+}
+
+#[test]
+#[ignore = "fetches an Ubuntu; LARDER_UBUNTU names a file with its `[[archive]]` tables"]
+fn an_ubuntu_boots_by_bios_and_uefi_and_passes_its_tests() {
+    let archives = std::env::var("LARDER_UBUNTU").expect("LARDER_UBUNTU names a file");
+    let archives = std::fs::read_to_string(archives).unwrap();
+    builds(&Kitchen::new(), "ubuntu-24.04/core.toml", &archives, &["bios", "uefi"]);
+}
+
+#[test]
+#[ignore = "fetches a Debian and boots it four times: `cargo test -p builder --test debian -- --ignored`"]
+fn the_shipped_cloud_image_learns_who_it_is_from_every_seed() {
+    let kitchen = Kitchen::new();
+    std::fs::copy(shipped("core.toml"), kitchen.path("recipe.toml")).unwrap();
+    kitchen.build();
+    let boots = ["bios-credentials", "bios-nocloud", "bios-configdrive", "bios-ec2"];
+    builds(&kitchen, "debian-12/cloud.toml", "", &boots);
+}
+
+/// The one of these that `cargo xtask test` takes.
+#[test]
+#[ignore = "fetches a Debian: `cargo test -p builder --test debian -- --ignored`"]
+fn a_debian_of_two_stages_is_built_booted_and_passes_its_tests() {
+    let kitchen = Kitchen::new();
+    let text = format!(
+        "name = \"out\"\n[distribution]\nid = \"debian\"\nrelease = \"bookworm\"\n\
+         [[stage]]\nname = \"core\"\npackages = [{PACKAGES}]\n\
+         [[stage]]\nname = \"web\"\nparent = \"core\"\npackages = [\"nginx-light\"]\n\
+         files = [{{ to = \"/var/www/html/index.html\", content = \"a page\" }}]\n\
+         run = [\"nginx -t\"]\n[disk]\nboot = \"bios\"\n[[test]]\nname = \"serves\"\n\
+         login = true\nunits = [\"nginx\"]\nports = [80]\ntimeout = \"9m\"\n\
+         command = \"echo 1..1; grep -q page /var/www/html/index.html && echo ok\"\n"
+    );
+    kitchen.write("recipe.toml", &text);
+    let built = kitchen.build();
+    let report = built.tests.unwrap();
+    assert_eq!((report.passed(), report.failed()), (1, 0), "{report:#?}");
+    let seconds: Vec<f64> = built.stages.iter().map(|stage| stage.seconds).collect();
+    println!("stages in {seconds:.1?} s, a test in {:.1} s", report.outcomes[0].seconds);
+    kitchen.nothing_is_left();
 }
 
 /// Builds a Debian that boots so, with tests; every test must pass, in these boots.

@@ -11,7 +11,7 @@ use format::decode_description;
 use model::{Kind, Result, TagName};
 use repository::Verdict;
 use repository::signing::NewKey;
-use support::Kitchen;
+use support::{Kitchen, small_kernel};
 
 const CORE: &str = "disk.size = \"64M\"\n[[stage]]\nname = \"core\"\npackages = [\"tiny\"]\n";
 
@@ -83,6 +83,33 @@ fn a_version_that_fails_its_tests_has_no_tag_and_no_signature_and_keeps_what_was
     assert!(!again.is_new && again.tests.unwrap().failed() == 1);
     assert!(began.elapsed().as_secs() >= 4, "it was booted again");
     kitchen.nothing_is_left();
+}
+
+#[test]
+fn a_version_that_passes_its_tests_is_tagged_and_signed_and_not_booted_again() {
+    let kitchen = Kitchen::new();
+    key(&kitchen);
+    let test = "[[test]]\nname = \"boots\"\nlogin = true\ntimeout = \"60s\"\n";
+    let stage = "[[stage]]\nname = \"core\"\npackages = [\"small\"]\n[sign]\nkey = \"lab.key\"\n";
+    let bios = "disk = { size = \"64M\", boot = \"bios\", boot_size = \"17M\" }\n";
+    for (boot, disk) in [("direct", "disk.size = \"64M\"\n"), ("bios", bios)] {
+        kitchen.recipe(&format!("{disk}{stage}{test}"));
+        let built = build(&kitchen, boot).unwrap();
+        kitchen.nothing_is_left();
+        let report = built.tests.unwrap();
+        assert_eq!((report.passed(), report.failed()), (1, 0), "{report:#?}");
+        assert_eq!(report.outcomes[0].boot, boot);
+        assert!(built.signed_by.is_some());
+        let made = version(&kitchen, &format!("out:{boot}")).unwrap();
+        let name = format!("{CONSOLE}{boot}");
+        let kept = || kitchen.repository.document(made.facts.content, &name).unwrap().unwrap();
+        let said = String::from_utf8(kept()).unwrap();
+        assert!(said.contains("root=") && said.contains(small_kernel::PROMPT), "{said}");
+        // Another boot would leave another log.
+        kitchen.repository.keep_document(made.facts.content, &name, b"as it was".into()).unwrap();
+        assert_eq!(build(&kitchen, boot).unwrap().tests.unwrap(), report);
+        assert_eq!(kept(), b"as it was");
+    }
 }
 
 #[test]

@@ -1,19 +1,15 @@
-//! Files put into a guest's disk before it boots, and its kernel taken out, without a mount.
+//! Files put into a guest's disk before it boots, without a mount.
 //!
 //! **Failure**: as [`helper::install`](crate::helper::install), which this stands on.
 //!
 //! **Not here**: disks whose root file system is not an ext2, ext3 or ext4.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use model::{Error, Kind, Result};
 
 use crate::helper::install::{Target, find_root};
-use crate::kernel_names::kernel_files;
-
-/// The longest kernel or initrd that is taken out, in bytes.
-const KERNEL_LEN_MAX: u64 = 1 << 30;
 
 /// A file to be put into a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,15 +20,6 @@ pub struct DiskFile {
     pub contents: Vec<u8>,
     /// Its permissions.
     pub mode: u32,
-}
-
-/// The kernel of a disk that is one file system, and its initrd, as files of the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// The kernel.
-    pub kernel: PathBuf,
-    /// Its initrd.
-    pub initrd: PathBuf,
 }
 
 /// Puts files and symbolic links (`path`, `to`) into the root file system of a disk, over those of
@@ -88,37 +75,4 @@ pub fn put(disk: &Path, files: &[DiskFile], links: &[(&str, &str)]) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Takes the newest kernel that has an initrd, and this, into a folder.
-///
-/// # Errors
-/// As [`find_root`]; `NotFound` where there is none.
-pub fn take_kernel(disk: &Path, folder: &Path) -> Result<Kernel> {
-    let target = Target { disk, root: find_root(disk)? };
-    let mut list = |folder: &str| -> Result<Vec<String>> {
-        // `/INODE/MODE/UID/GID/NAME/LEN/`; nothing but a complaint where there is no such folder.
-        let listing = target.ask(&format!("ls -p {folder}"))?;
-        let names = listing.lines().filter_map(|line| line.split('/').nth(5)).map(str::to_owned);
-        let odd = |name: &String| name.contains([' ', '"', '\\']) || name.starts_with('.');
-        Ok(names.filter(|name| !name.is_empty() && !odd(name)).collect())
-    };
-    let newest = kernel_files(&mut list)?.pop().ok_or_else(|| {
-        Error::new(Kind::NotFound, "find a kernel in", disk.display().to_string())
-            .because("neither /boot nor /lib/modules has one with its initrd")
-    })?;
-    let take = |path: &str, name: &str| -> Result<PathBuf> {
-        let to = folder.join(name);
-        target.ask(&format!("dump {path} \"{}\"", to.display()))?;
-        let len = fs::metadata(&to).map_or(0, |facts| facts.len());
-        if len == 0 || len > KERNEL_LEN_MAX {
-            return Err(Error::new(Kind::Corrupt, "take out", path)
-                .because(format!("{len} bytes were read")));
-        }
-        Ok(to)
-    };
-    Ok(Kernel {
-        kernel: take(&newest.kernel, "vmlinuz")?,
-        initrd: take(&newest.initrd, "initrd.img")?,
-    })
 }

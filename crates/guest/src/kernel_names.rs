@@ -64,6 +64,18 @@ pub fn kernel_files(list: &mut dyn FnMut(&str) -> Result<Vec<String>>) -> Result
     Ok(found.into_iter().map(|(_, files)| files).collect())
 }
 
+/// The newest kernel in `/boot`, whether or not there is an initrd for it: some need none.
+///
+/// # Errors
+/// Those of listing.
+pub fn newest_alone(list: &mut dyn FnMut(&str) -> Result<Vec<String>>) -> Result<Option<String>> {
+    let names = list(BOOT)?;
+    let versions = names.iter().filter_map(|name| name.strip_prefix("vmlinuz-"));
+    Ok(versions
+        .max_by_key(|version| natural(version))
+        .map(|version| format!("{BOOT}/vmlinuz-{version}")))
+}
+
 /// Numbers in names count as numbers: `6.1.0-9` is older than `6.1.0-10`.
 fn natural(name: &str) -> Vec<(u64, String)> {
     let parts = name.split_inclusive(|c: char| !c.is_ascii_digit());

@@ -18,7 +18,7 @@
 //! | [`helper`] | the helper in the guest: installed into a disk, spoken to over a port |
 //! | [`identity`] | what makes one copy of a machine another: given, and confirmed by the guest |
 //! | [`growth`] | processors, memory, disks and network cards for a guest that runs |
-//! | [`disk_files`] | files put into a disk before it boots; its kernel taken out |
+//! | [`disk_files`] | files put into a disk before it boots |
 //! | [`kernel_names`] | where distributions put a kernel and its initrd |
 //! | [`ec2_metadata`] | EC2's metadata, served to one guest by QEMU's own network |
 //! | [`seed`] | who a booting guest is to be, in the forms that guests read |

@@ -18,5 +18,6 @@ mod disk;
 mod files;
 mod packages;
 
-pub use files::{FileChange, FileDifference, compare_files};
+pub(crate) use disk::{damaged, root_file_system};
+pub use files::{FileChange, FileDifference, SharedReader, compare_files};
 pub use packages::{PackageChange, PackageDifference, compare_packages};

@@ -133,7 +133,7 @@ impl Boot<'_> {
         let seed = self.seed.map(|_| seed());
         let mut drives =
             vec![Drive::File { path: attached.file().to_path_buf(), read_only: false }];
-        let mut extra_arguments = self.firmware_arguments(attached.file(), folder)?;
+        let mut extra_arguments = self.firmware_arguments(folder)?;
         if let (Some(word), Some(seed)) = (self.seed, &seed) {
             let (drive, arguments) = seed_arguments(word, seed, folder)?;
             drives.extend(drive);
@@ -209,7 +209,7 @@ impl Boot<'_> {
         }
     }
 
-    fn firmware_arguments(&self, disk: &Path, folder: &Path) -> Result<Vec<OsString>> {
+    fn firmware_arguments(&self, folder: &Path) -> Result<Vec<OsString>> {
         let mut arguments: Vec<OsString> = Vec::new();
         match self.firmware {
             Firmware::Bios => {}
@@ -223,16 +223,14 @@ impl Boot<'_> {
                 }
             }
             Firmware::Direct => {
-                let kernel = disk_files::take_kernel(disk, folder)?;
-                let words = "root=/dev/vda rw console=tty0 console=ttyS0";
-                let pairs: [(&str, OsString); 3] = [
-                    ("-kernel", kernel.kernel.into()),
-                    ("-initrd", kernel.initrd.into()),
-                    ("-append", words.into()),
-                ];
-                for (option, value) in pairs {
-                    arguments.extend([option.into(), value]);
-                }
+                let version = self.gate.version;
+                let reference = version.id.to_string().parse()?;
+                let reader = self.gate.repository.open_version(&reference)?;
+                arguments =
+                    crate::direct::arguments(&Arc::new(reader), folder)?.ok_or_else(|| {
+                        Error::new(Kind::NotFound, "find a kernel in", version.id.to_string())
+                            .because("it is no file system with one in /boot")
+                    })?;
             }
         }
         Ok(arguments)

@@ -335,6 +335,18 @@ fn explain(operation: &'static str, error: Error) -> Error {
     let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
     let (kind, hint) = if has(&["NO_PUBKEY", "not signed", "BADSIG", "signatures", "EXPKEYSIG"]) {
         (Kind::Refused, "`signed_by` names the file with an archive's keys")
+    } else if has(&["is expired", "no longer valid"]) {
+        (
+            Kind::Refused,
+            "nobody keeps the archive up any more: with `Acquire::Check-Valid-Until \"false\"` in \
+             this machine's settings of apt it is taken as it is",
+        )
+    } else if has(&["a Release file"]) {
+        (
+            Kind::NotFound,
+            "look at the release's name; a release that has reached its end moves to its \
+             distribution's archive of old releases: say where that is with `[[archive]]` and `url`",
+        )
     } else if has(&["Unable to locate", "no installation candidate", "find any package"]) {
         (Kind::NotFound, "look at the names in `packages` and at the archives")
     } else if has(&["unmet dependencies", "held broken", "conflict"]) {

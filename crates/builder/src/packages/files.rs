@@ -167,5 +167,12 @@ fn missing_package(package: &LockedPackage, cause: Option<Error>) -> Error {
             .because(format!("what the archive has is not what was locked: {said}"))
             .hint("`larder build --update` asks the archive what there is now");
     }
+    if said.contains("404") {
+        return error.because(said).hint(
+            "`larder build --update` asks what there is now; an archive that names what it does not \
+             have is being changed, or its release has reached its end and has moved: say where to \
+             with `[[archive]]` and `url`",
+        );
+    }
     error.because(said).hint("try again later; `larder build --update` asks what there is now")
 }

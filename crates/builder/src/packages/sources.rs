@@ -25,13 +25,16 @@ pub(crate) struct Source {
 /// `NotFound` where this machine's archives are wanted and none fit.
 pub(crate) fn of(recipe: &Recipe, beside: &Path) -> Result<Vec<Source>> {
     if recipe.archive.is_empty() {
-        return own(recipe, 0, "main");
+        return own(recipe, 0, "main", None);
     }
     let mut sources = Vec::new();
     for (index, archive) in recipe.archive.iter().enumerate() {
         match &archive.url {
             Some(url) => sources.push(named(recipe, index, archive, url.get_ref(), beside)?),
-            None => sources.extend(own(recipe, index, &archive.components.join(" "))?),
+            None => {
+                let suite = archive.suite.as_deref();
+                sources.extend(own(recipe, index, &archive.components.join(" "), suite)?);
+            }
         }
     }
     Ok(sources)
@@ -86,10 +89,16 @@ fn with_slash(uri: &str) -> String {
     format!("{}/", uri.trim_end_matches('/'))
 }
 
-/// This machine's own sources, for the recipe's release.
-fn own(recipe: &Recipe, archive: usize, components: &str) -> Result<Vec<Source>> {
+/// This machine's own sources, for the recipe's release; of these one suite only, where it is named.
+fn own(
+    recipe: &Recipe,
+    archive: usize,
+    components: &str,
+    suite: Option<&str>,
+) -> Result<Vec<Source>> {
     let release = recipe.distribution.release.get_ref();
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    of_this_distribution(&os, recipe.distribution.id.get_ref(), release)?;
     let own = apt_settings::codename(&os).unwrap_or_default();
     let names = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
     let mut found = Vec::new();
@@ -98,26 +107,56 @@ fn own(recipe: &Recipe, archive: usize, components: &str) -> Result<Vec<Source>>
         found.extend(parse(Path::new(name), &text));
     }
     let arch = recipe.distribution.arch.get_ref();
-    let sources = lines(&found, &own, release, arch, components, archive);
+    let sources = lines(&found, &own, (release, suite), arch, components, archive);
     if sources.is_empty() {
-        return Err(Error::new(Kind::NotFound, "find packages of", release)
+        return Err(Error::new(Kind::NotFound, "find packages of", suite.unwrap_or(release))
             .because("this machine's own archives have none of that release")
             .hint("say where they are with `[[archive]]` and `url`"));
     }
     Ok(sources)
 }
 
+/// Fails where this machine is of another distribution: its archives have nothing of the wanted one.
+fn of_this_distribution(os_release: &str, id: &str, release: &str) -> Result<()> {
+    let own = apt_settings::distribution(os_release);
+    if own.as_deref() == Some(id) {
+        return Ok(());
+    }
+    let own = own.unwrap_or_else(|| "no distribution that it names".into());
+    Err(Error::new(Kind::NotFound, "find packages of", format!("{id} {release}"))
+        .because(format!("this machine is {own}, and so are its archives"))
+        .hint(format!(
+            "give the recipe an `[[archive]]` for each of {release}, {release}-updates and \
+             {release}-security, with `url`, `suite` and, in `signed_by`, the keys of {id} \
+             (its package {id}-{})",
+            if id == "debian" { "archive-keyring" } else { "keyring" }
+        )))
+}
+
 /// Sources of another release at the same places.
 fn lines(
     origins: &[Origin],
     own: &str,
-    release: &str,
+    (release, suite): (&str, Option<&str>),
     arch: &str,
     components: &str,
     archive: usize,
 ) -> Vec<Source> {
     let mut sources: Vec<Source> = Vec::new();
-    for (origin, suite) in apt_settings::of_release(origins, own, release) {
+    let all = apt_settings::of_release(origins, own, release);
+    let chosen = match suite {
+        None => all,
+        Some(suite) if all.iter().any(|(_, known)| known == suite) => {
+            all.into_iter().filter(|(_, known)| known == suite).collect()
+        }
+        // Another one of the release, as its backports: it is where the release is.
+        Some(suite) if suite.strip_prefix(release).is_some_and(|rest| rest.starts_with('-')) => {
+            let places = all.into_iter().filter(|(_, known)| known == release);
+            places.map(|(origin, _)| (origin, suite.to_owned())).collect()
+        }
+        Some(_) => Vec::new(),
+    };
+    for (origin, suite) in chosen {
         let signed = origin.signed_by.as_ref();
         let signed = signed.map_or_else(String::new, |path| format!(" signed-by={path}"));
         let line = format!("deb [arch={arch}{signed}] {} {suite} {components}", origin.uri);
@@ -139,7 +178,8 @@ mod tests {
         Suites: bookworm\n";
 
     fn own_lines(text: &str, path: &str, own: &str, release: &str) -> Vec<String> {
-        let sources = lines(&parse(Path::new(path), text), own, release, "amd64", "main", 0);
+        let sources = parse(Path::new(path), text);
+        let sources = lines(&sources, own, (release, None), "amd64", "main", 0);
         sources.into_iter().map(|source| source.line).collect()
     }
 
@@ -156,6 +196,22 @@ mod tests {
     }
 
     #[test]
+    fn one_suite_of_this_machines_places_can_be_asked_for() {
+        let sources = parse(Path::new("debian.sources"), STANZAS);
+        let of = |suite: &str| -> Vec<String> {
+            let wanted = ("trixie", Some(suite));
+            let found = lines(&sources, "bookworm", wanted, "amd64", "main", 0);
+            found.into_iter().map(|source| source.line).collect()
+        };
+        let one = "deb [arch=amd64 signed-by=/keys.gpg] http://one.example/debian";
+        assert_eq!(of("trixie"), [format!("{one} trixie main")]);
+        assert_eq!(of("trixie-backports"), [format!("{one} trixie-backports main")]);
+        let security = "deb [arch=amd64] http://two.example/security trixie-security main";
+        assert_eq!(of("trixie-security"), [security]);
+        assert!(of("bullseye").is_empty());
+    }
+
+    #[test]
     fn sources_of_both_kinds_are_read_alike() {
         let list = "# deb http://no bookworm main\n\
             deb [arch=amd64 signed-by=/keys.gpg] http://one.example/debian bookworm main contrib\n\
@@ -164,6 +220,18 @@ mod tests {
         let lines = own_lines(list, "sources.list", "bookworm", "bullseye");
         assert_eq!(lines, own_lines(&stanzas, "x.sources", "bookworm", "bullseye"));
         assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
+    fn a_machine_has_no_archives_of_another_distribution() {
+        let os = "ID=debian\nVERSION_CODENAME=bookworm\n";
+        of_this_distribution(os, "debian", "trixie").unwrap();
+        let error = of_this_distribution(os, "ubuntu", "noble").unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert!(error.to_string().contains("ubuntu noble: this machine is debian"), "{error}");
+        let hint = error.hint_text().unwrap();
+        assert!(hint.contains("noble-security") && hint.contains("ubuntu-keyring"), "{hint}");
+        assert!(of_this_distribution("", "debian", "trixie").is_err());
     }
 
     #[test]

@@ -323,6 +323,19 @@ fn check_disk(recipe: &Recipe, place: &Place) -> Result<()> {
         return Err(place.error(OPERATION, disk.span().start, reason));
     }
     let disk = recipe.disk_or_default();
+    let start = recipe.disk.as_ref().map_or(0, |disk| disk.span().start);
+    let arch = recipe.distribution.arch.get_ref().as_str();
+    let boots: &[Boot] = match arch {
+        "i386" => &[Boot::Direct, Boot::Bios],
+        "arm64" => &[Boot::Direct],
+        _ => &[Boot::Direct, Boot::Bios, Boot::Uefi],
+    };
+    if !boots.contains(&disk.boot) {
+        let error =
+            place.error(OPERATION, start, format!("no loader for {arch} is known for this `boot`"));
+        let hint = if arch == "i386" { "`boot = \"bios\"` or" } else { "say" };
+        return Err(error.hint(format!("{hint} `boot = \"direct\"`")));
+    }
     let read = |text: &Spanned<String>| {
         len(text.get_ref()).filter(|len| len.is_multiple_of(MIB)).ok_or_else(|| {
             let reason = format!("`{}` is no size in whole MiB", text.get_ref());
@@ -470,6 +483,15 @@ mod tests {
         refused(&format!("{stage}[disk]\nsize=\"big\"\n"), "no size in whole MiB");
         refused(&format!("{stage}parent=\"core\"\n[disk]\nsize=\"1G\"\n"), "the disk is that of");
         refused(&format!("{stage}[disk]\nboot=\"floppy\"\n"), "unknown variant");
+        let of = |arch: &str, boot: &str| {
+            check_text(&format!("arch=\"{arch}\"\n{stage}[disk]\nboot=\"{boot}\"\n"))
+        };
+        for (arch, boot) in [("i386", "bios"), ("i386", "direct"), ("arm64", "direct")] {
+            assert_eq!(of(arch, boot), "", "{arch} {boot}");
+        }
+        for (arch, boot) in [("i386", "uefi"), ("arm64", "bios"), ("arm64", "uefi")] {
+            assert!(of(arch, boot).contains("line 8, column 1: no loader for"), "{arch} {boot}");
+        }
     }
 
     #[test]

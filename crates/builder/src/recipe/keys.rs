@@ -102,13 +102,13 @@ pub const KEYS: &[Key] = &[
     may(
         "distribution.arch",
         OneOf(&["amd64", "i386", "arm64"]),
-        "The architecture; `amd64` unless said.",
+        "The architecture; `amd64` unless said. `i386` is built and booted on a machine of amd64. `arm64` is resolved and locked anywhere, and built where the machine runs its programs, by itself or by qemu-user; its disk is `direct`, and it is not booted for tests.",
         "arch = \"amd64\"",
     ),
     may(
         "archive",
         Tables,
-        "Where packages come from. Without one, from where this machine gets its own: its places, keys and proxies are taken, for the suites of the recipe's release. Nothing of it is written into the image.",
+        "Where packages come from. Without one, from where this machine gets its own: its places, keys and proxies are taken, for the suites of the recipe's release; they have packages of this machine's distribution only. Nothing of it is written into the image.",
         "[[archive]]",
     ),
     may(
@@ -120,7 +120,7 @@ pub const KEYS: &[Key] = &[
     may(
         "archive.suite",
         Text,
-        "The suite in the archive; the release unless said. Nothing where packages are rpm.",
+        "The suite in the archive; the release unless said. Without `url`, this suite alone of this machine's archives, where without both it is the release with its updates and its security. Nothing where packages are rpm.",
         "suite = \"bookworm-backports\"",
     ),
     may(

@@ -1,9 +1,11 @@
-# Makes an archive of tiny packages in the folder $1, signed with a key that nobody else has:
+# Makes an archive of tiny packages in the folder $1, with the kernel in the file $2, signed with a key that nobody else has:
 #   tools     what dpkg and shell scripts need, from this machine's own programs; essential
+#   foreign   a `tools` of arm64: a name and nothing in it
 #   tiny      a file, a configuration step; depends on tools
-#   tiny 2.0  in the suite `next`
+#   tiny 2.0  in the suites `next` and `noble-security`
 #   more      depends on tiny; has a service, a log folder, and a machine id that it should not make
 #   kernel    what a boot partition holds, not that it runs; 2.0 in the suite `next`
+#   small     a kernel that asks for a login
 #   broken    its configuration fails
 set -e
 umask 022
@@ -48,6 +50,11 @@ printf 'root:*:19000:0:99999:7:::\n' > tools/etc/shadow
 control tools 1.0 amd64 'Essential: yes
 Priority: required
 '
+# Of another architecture: a name and nothing in it.
+control foreign 1.0 arm64 'Essential: yes
+Priority: required
+'
+sed -i 's/^Package: .*/Package: tools/' foreign/DEBIAN/control
 control tiny 1.0 all 'Depends: tools
 '
 mkdir -p tiny/usr/share/tiny; echo one > tiny/usr/share/tiny/version
@@ -64,6 +71,9 @@ control kernel 1.0 all 'Depends: tools
 '
 mkdir -p kernel/boot
 for what in vmlinuz initrd.img; do head -c 200000 /dev/zero | tr '\0' "${what%%[!v]*}k" > kernel/boot/$what-1; done
+control small 1.0 all 'Depends: tools
+'
+mkdir -p small/boot; cp "$2" small/boot/vmlinuz-1; echo none > small/boot/initrd.img-1
 control broken 1.0 all 'Depends: tools
 '
 script broken 'echo this package is broken >&2; exit 7'
@@ -71,24 +81,37 @@ cp -r tiny tiny2; sed -i 's/^Version: .*/Version: 2.0/' tiny2/DEBIAN/control; ec
 
 suite() { # suite packages...
     suite=$1; shift
-    mkdir -p "../pool/$suite" "../dists/$suite/main/binary-amd64"
-    index=../dists/$suite/main/binary-amd64/Packages; : > $index
-    for name; do
-        deb=$(dpkg-deb -Znone --root-owner-group -b "$name" "../pool/$suite" | sed "s/.*'\(.*\)'.*/\1/")
-        dpkg-deb -f "$deb" >> $index
-        printf 'Filename: pool/%s/%s\nSize: %s\nSHA256: %s\n\n' "$suite" "$(basename "$deb")" \
-            "$(stat -c %s "$deb")" "$(sha256sum "$deb" | cut -c1-64)" >> $index
+    mkdir -p "../pool/$suite"
+    release=../dists/$suite/Release
+    for arch in amd64 arm64; do
+        index=../dists/$suite/main/binary-$arch/Packages; mkdir -p "${index%/*}"; : > $index
+        for name; do
+            case $(sed -n 's/^Architecture: //p' "$name/DEBIAN/control") in all|$arch) ;; *) continue;; esac
+            deb=$(dpkg-deb -Znone --root-owner-group -b "$name" "../pool/$suite" | sed "s/.*'\(.*\)'.*/\1/")
+            dpkg-deb -f "$deb" >> $index
+            printf 'Filename: pool/%s/%s\nSize: %s\nSHA256: %s\n\n' "$suite" "$(basename "$deb")" \
+                "$(stat -c %s "$deb")" "$(sha256sum "$deb" | cut -c1-64)" >> $index
+        done
     done
-    printf 'Suite: %s\nCodename: %s\nArchitectures: amd64\nComponents: main\nDate: Sat, 01 Nov 2025 00:00:00 UTC\nSHA256:\n %s %s main/binary-amd64/Packages\n' \
-        "$suite" "$suite" "$(sha256sum $index | cut -c1-64)" "$(stat -c %s $index)" > "../dists/$suite/Release"
-    gpg --batch --yes --homedir "$GNUPGHOME" --clearsign -o "../dists/$suite/InRelease" "../dists/$suite/Release" 2>/dev/null
+    printf 'Suite: %s\nCodename: %s\nArchitectures: amd64 arm64\nComponents: main\nDate: Sat, 01 Nov 2025 00:00:00 UTC\nSHA256:\n' \
+        "$suite" "$suite" > $release
+    for arch in amd64 arm64; do
+        index=../dists/$suite/main/binary-$arch/Packages
+        printf ' %s %s main/binary-%s/Packages\n' \
+            "$(sha256sum $index | cut -c1-64)" "$(stat -c %s $index)" $arch >> $release
+    done
+    gpg --batch --yes --homedir "$GNUPGHOME" --clearsign -o "../dists/$suite/InRelease" $release 2>/dev/null
 }
+# A package is the same bytes each time it is made.
+export SOURCE_DATE_EPOCH=1700000000
 GNUPGHOME=$(mktemp -d); export GNUPGHOME
 gpg --batch --passphrase '' --quick-generate-key 'test <test@localhost>' ed25519 sign never 2>/dev/null
 gpg --batch --export > ../keys.gpg
 find . -exec touch -h -d @1700000000 {} +
-suite bookworm tools tiny more kernel broken
+suite bookworm tools foreign tiny more kernel small broken
 suite next tools tiny2 more
+suite noble tools tiny more
+suite noble-security tiny2
 # A key of somebody else.
 rm -rf "$GNUPGHOME"; GNUPGHOME=$(mktemp -d)
 gpg --batch --passphrase '' --quick-generate-key 'other <other@localhost>' ed25519 sign never 2>/dev/null

@@ -1,6 +1,7 @@
 //! An archive of tiny packages, and a folder to build from it in.
 
 pub mod server;
+pub mod small_kernel;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,7 +35,10 @@ fn made(what: &str, script: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{what}-{}", &name[..12]));
     if !folder.exists() {
         let new = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let made = Command::new("bash").args(["-c", script, "archive"]).arg(new.path()).output();
+        let kernel = new.path().join("small-kernel");
+        std::fs::write(&kernel, small_kernel::small_kernel()).unwrap();
+        let mut make = Command::new("bash");
+        let made = make.args(["-c", script, "archive"]).arg(new.path()).arg(&kernel).output();
         let made = made.unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         // Another test may have been quicker.

@@ -26,7 +26,8 @@ use crate::interrupt::Waiter;
 ///
 /// The mirror is thrown away when the guest ends, unless it is named. `larder commit NAME` works
 /// while the guest runs. KVM is used where it really works, TCG where not. Ctrl-a x ends the guest,
-/// Ctrl-a h lists the console's keys.
+/// Ctrl-a h lists the console's keys. A disk that is one file system without a loader is started by
+/// the newest kernel in its /boot, as it is in the version.
 ///
 /// A name, keys, user-data and meta-data reach the guest as `--seed` says, made for this guest alone.
 #[derive(Debug, clap::Args)]
@@ -74,6 +75,13 @@ impl Run {
         // From here on a signal ends the guest, and the mirror goes as it should.
         let mut waiter = Waiter::new()?;
         let socket = RunFolder::make()?;
+        let kernel = match names_kernel(&self.qemu) {
+            true => None,
+            false => {
+                let version = Arc::new(context.repository()?.open_version(&self.reference)?);
+                builder::direct::arguments(&version, socket.path())?
+            }
+        };
         let seeded = match self.seed.is_wanted() {
             true => {
                 let version = context.repository()?.catalog().version(&self.reference)?;
@@ -83,6 +91,7 @@ impl Run {
         };
         let mut drives = seeded.drives;
         let mut extra_arguments = seeded.arguments;
+        extra_arguments.extend(kernel.into_iter().flatten());
         extra_arguments.extend(self.qemu);
         let state = limited_state_folder(context)?;
         let request = AttachRequest {
@@ -136,6 +145,11 @@ impl Run {
                 .because(format!("QEMU ended with {status}"))),
         }
     }
+}
+
+/// True where QEMU is told what to boot, and need not be told again.
+fn names_kernel(arguments: &[OsString]) -> bool {
+    arguments.iter().any(|word| word == "-kernel" || word == "--kernel")
 }
 
 /// Runs a guest until it ends; a signal to this process ends it.

@@ -1,5 +1,8 @@
 //! `larder run`: a guest from a mirror, its console on the terminal.
 
+#[path = "../../../builder/tests/support/small_kernel.rs"]
+mod small_kernel;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -260,6 +263,36 @@ fn arguments_that_qemu_refuses_leave_no_mirror() {
     let lines: Vec<&str> = outcome.stderr.lines().collect();
     assert!(lines[0].contains("-no-such-option: invalid option"), "{lines:?}");
     assert_eq!(lines.last(), Some(&"larder: start QEMU: it ended with exit status: 1"));
+    assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]));
+}
+
+#[test]
+fn a_disk_without_a_loader_is_started_by_the_newest_kernel_in_it() {
+    let larder = Larder::new();
+    std::fs::create_dir_all(larder.path("tree/etc")).unwrap();
+    std::fs::create_dir_all(larder.path("tree/boot")).unwrap();
+    larder.write("tree/boot/vmlinuz-6.1.0-9", b"an old one");
+    larder.write("tree/boot/vmlinuz-6.1.0-10", &small_kernel::small_kernel());
+    larder.write("tree/boot/initrd.img-6.1.0-10", b"nothing");
+    let made = std::process::Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-d"])
+        .args([larder.path("tree"), larder.path("disk.raw")])
+        .arg("16M")
+        .status();
+    assert!(made.unwrap().success());
+    larder.json("import disk.raw guest");
+    let mut terminal = Terminal::run(&larder, "run guest --memory 32M --accel tcg");
+    terminal.wait_for("root=/dev/vda rw", LIMIT);
+    terminal.wait_for(small_kernel::PROMPT, LIMIT);
+    terminal.process.signal(rustix::process::Signal::TERM);
+    terminal.ends();
+    // Who says what is to be started is believed.
+    let own =
+        "run guest --memory 32M --accel tcg -- -kernel tree/boot/vmlinuz-6.1.0-10 -append mine";
+    let mut terminal = Terminal::run(&larder, own);
+    terminal.wait_for("mine", LIMIT);
+    terminal.process.signal(rustix::process::Signal::TERM);
+    terminal.ends();
     assert_eq!(larder.json("mirrors")["mirrors"], serde_json::json!([]));
 }
 
