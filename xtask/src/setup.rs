@@ -11,8 +11,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use clap::ValueEnum;
 use builder::apt_settings;
+use clap::ValueEnum;
 use model::{Error, Kind, Result};
 
 use crate::process;
@@ -175,7 +175,8 @@ fn ways(packages: &BTreeSet<&str>, suite: Option<&str>) -> Vec<Vec<String>> {
 /// Installs packages by the first way that apt can work out; when there is none, or it fails, once
 /// more with fresh lists.
 fn install(packages: &BTreeSet<&str>) -> Result<()> {
-    let suite = fs::read_to_string("/etc/os-release").ok().and_then(|text| apt_settings::codename(&text));
+    let suite =
+        fs::read_to_string("/etc/os-release").ok().and_then(|text| apt_settings::codename(&text));
     let ways = ways(packages, suite.as_deref());
     let mut lists_are_fresh = false;
     if !has_lists(Path::new("/var/lib/apt/lists")) {

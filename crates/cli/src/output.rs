@@ -1,6 +1,7 @@
 //! Tables for people, JSON for programs, errors for both.
 
 use std::io::Write;
+use std::path::Path;
 
 use anstream::{eprintln, stdout};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -8,9 +9,25 @@ use model::{Error, Kind, Result};
 use owo_colors::OwoColorize;
 use serde_json::Value;
 
+use crate::arguments::Format;
+
 /// Prints one JSON document on stdout.
 pub fn print_json(document: &Value) -> Result<()> {
     print_line(&document.to_string())
+}
+
+/// Tells how bytes were written to `file`: a document or a line. Where the bytes went to stdout (`-`),
+/// the document goes to stderr, so that it does not mix with them, and the line is left out.
+pub fn print_written(file: &Path, format: Format, document: &Value, line: &str) -> Result<()> {
+    match (format, file.as_os_str() == "-") {
+        (Format::Json, true) => {
+            eprintln!("{document}");
+            Ok(())
+        }
+        (Format::Json, false) => print_json(document),
+        (_, true) => Ok(()),
+        (_, false) => print_line(line),
+    }
 }
 
 /// Prints one line on stdout. A reader that went away is neither an error nor a panic.

@@ -11,6 +11,7 @@
 
 use model::ChunkDigest;
 
+use crate::checked::{checksum, part};
 use crate::entry::{CHUNK_LEN_MAX, Encoding};
 
 /// Bytes of a header.
@@ -62,16 +63,6 @@ impl KeptChunkHeader {
         let digest = ChunkDigest(part(bytes, 16));
         is_sound.then_some(KeptChunkHeader { digest, encoding, stored_len, plain_len })
     }
-}
-
-fn checksum(bytes: &[u8]) -> [u8; 8] {
-    part(blake3::hash(bytes).as_bytes(), 0)
-}
-
-fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut array = [0; N];
-    array.copy_from_slice(&bytes[at..at + N]);
-    array
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@
 //! allows.
 
 pub mod boot_set;
+mod checked;
 mod cursor;
 pub mod description;
 pub mod entry;

@@ -12,6 +12,8 @@
 use model::ContentDigest;
 use model::block::{BLOCKS_PER_SEGMENT, LENGTH_MAX};
 
+use crate::checked::{checksum, part};
+
 /// Bytes of the header.
 pub const PRESENCE_HEADER_LEN: usize = 64;
 
@@ -107,16 +109,6 @@ fn magic(kind: PresenceKind) -> &'static [u8; 8] {
         PresenceKind::Checkpoint => b"LARDPRES",
         PresenceKind::Live => b"LARDPLIV",
     }
-}
-
-fn checksum(bytes: &[u8]) -> [u8; 8] {
-    part(blake3::hash(bytes).as_bytes(), 0)
-}
-
-fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut array = [0; N];
-    array.copy_from_slice(&bytes[at..at + N]);
-    array
 }
 
 #[cfg(test)]

@@ -5,10 +5,9 @@ use format::foreign::{OutputFormat, create_sink};
 use model::{Reference, Result};
 use serde_json::json;
 
-use crate::arguments::Format;
 use crate::context::Context;
 use crate::interrupt::cancel_flag;
-use crate::output::{human_len, print_json, print_line};
+use crate::output::{human_len, print_written};
 
 /// Write a version to a disk file.
 ///
@@ -35,31 +34,20 @@ impl Export {
         let exported = repository.export(&version.id, sink, &progress, cancel)?;
         drop(progress);
         let seconds = (SystemClock.monotonic() - start).as_secs_f64();
-        let is_stdout = self.file.as_os_str() == "-";
-        if context.format == Format::Json {
-            let document = json!({
-                "image": version.id.image,
-                "version": version.id.version,
-                "length_bytes": exported.length,
-                "data_bytes": exported.data_len,
-                "seconds": seconds,
-            });
-            // With the disk on stdout the document must not mix with it.
-            if is_stdout {
-                anstream::eprintln!("{document}");
-                return Ok(());
-            }
-            return print_json(&document);
-        }
-        match is_stdout {
-            true => Ok(()),
-            false => print_line(&format!(
-                "exported {} to {}: {}, of it {} data, in {seconds:.2} s",
-                version.id,
-                self.file.display(),
-                human_len(exported.length),
-                human_len(exported.data_len),
-            )),
-        }
+        let document = json!({
+            "image": version.id.image,
+            "version": version.id.version,
+            "length_bytes": exported.length,
+            "data_bytes": exported.data_len,
+            "seconds": seconds,
+        });
+        let line = format!(
+            "exported {} to {}: {}, of it {} data, in {seconds:.2} s",
+            version.id,
+            self.file.display(),
+            human_len(exported.length),
+            human_len(exported.data_len),
+        );
+        print_written(&self.file, context.format, &document, &line)
     }
 }

@@ -6,11 +6,10 @@ use model::progress::Progress;
 use model::{Reference, Result};
 use serde_json::json;
 
-use crate::arguments::Format;
 use crate::commands::length::Length;
 use crate::context::Context;
 use crate::interrupt::cancel_flag;
-use crate::output::{human_len, print_json, print_line};
+use crate::output::{human_len, print_written};
 
 /// Read bytes of a version.
 ///
@@ -45,32 +44,21 @@ impl Read {
         let data_len = reader.read(self.offset.0, self.length.0, sink, &progress, cancel)?;
         drop(progress);
         let seconds = (SystemClock.monotonic() - start).as_secs_f64();
-        let is_stdout = self.output.as_os_str() == "-";
-        if context.format == Format::Json {
-            let document = json!({
-                "image": id.image,
-                "version": id.version,
-                "offset": self.offset.0,
-                "length_bytes": self.length.0,
-                "data_bytes": data_len,
-                "seconds": seconds,
-            });
-            // With the bytes on stdout the document must not mix with them.
-            if is_stdout {
-                anstream::eprintln!("{document}");
-                return Ok(());
-            }
-            return print_json(&document);
-        }
-        match is_stdout {
-            true => Ok(()),
-            false => print_line(&format!(
-                "read {} of {id} from {} on to {}, of it {} data, in {seconds:.2} s",
-                human_len(self.length.0),
-                self.offset.0,
-                self.output.display(),
-                human_len(data_len),
-            )),
-        }
+        let document = json!({
+            "image": id.image,
+            "version": id.version,
+            "offset": self.offset.0,
+            "length_bytes": self.length.0,
+            "data_bytes": data_len,
+            "seconds": seconds,
+        });
+        let line = format!(
+            "read {} of {id} from {} on to {}, of it {} data, in {seconds:.2} s",
+            human_len(self.length.0),
+            self.offset.0,
+            self.output.display(),
+            human_len(data_len),
+        );
+        print_written(&self.output, context.format, &document, &line)
     }
 }
