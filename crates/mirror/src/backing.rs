@@ -96,13 +96,15 @@ impl BaseView {
     /// without a store that does not answer.
     pub(crate) fn is_complete(&self) -> bool {
         (0..segment_count(self.length())).all(|segment| {
+            if self.is_hole(segment) {
+                return true;
+            }
             let end = blocks_in_segment(self.length(), segment);
-            let bits = self.segment(segment);
-            let is_full = || bits.first_missing(0, end).is_none();
+            let is_full = || self.segment(segment).first_missing(0, end).is_none();
             if is_full() {
                 return true;
             }
-            self.base.refresh(segment, bits);
+            self.base.refresh(segment, &self.segment(segment));
             if is_full() {
                 return true;
             }

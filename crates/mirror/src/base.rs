@@ -10,7 +10,8 @@
 //! **Invariants**: a bit is set in memory after the block's bytes are in `data`, in `live` after
 //! that, in `presence` after `data` was synced. Bits are cleared by eviction alone, under a lock that
 //! keeps those out who write to the segment; whoever reads looks before and after whether it came
-//! ([`BaseSegment::evictions`]), and takes no lock.
+//! ([`BaseSegment::evictions`]), and takes no lock. A segment that is let go from memory is to its readers
+//! like one that was evicted, and who writes to it looks for the one that stands for it now.
 //!
 //! **Failure**: after power loss only `presence` counts, because the boot id, and with it the name
 //! of `live`, is another; so too where the disk was away and was mounted again. Two processes may
@@ -18,12 +19,13 @@
 //!
 //! **Not here**: where bytes come from (`fetch`); which segments go (`evict`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwapOption;
 use env::{File, FileSystem, OpenMode};
 use format::presence::{
     PRESENCE_SEGMENT_LEN, PresenceHeader, PresenceKind, WORDS_PER_SEGMENT, segment_offset,
@@ -41,6 +43,9 @@ use crate::segments::SegmentTable;
 
 /// Bytes that may be fetched before the next checkpoint.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+/// Segments whose bits are in memory: 4 MiB of them, for 128 GiB. The others' are read from their files.
+const LOADED_MAX: usize = 2048;
 
 /// What is being fetched into a base.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,7 +67,12 @@ pub(crate) struct Base {
     pub(crate) data: Arc<dyn File>,
     presence: Arc<dyn File>,
     live: Arc<dyn File>,
-    segments: SegmentTable<Box<BaseSegment>>,
+    /// A slot is made when its segment is first touched; it is empty while that is let go.
+    segments: SegmentTable<ArcSwapOption<BaseSegment>>,
+    /// What is loaded, in the order in which it is looked at. Held while a segment is loaded or let go.
+    loaded: Mutex<VecDeque<u32>>,
+    /// Blocks that were here in segments that are let go.
+    let_go_blocks: AtomicU64,
     pub(crate) flights: Flights<FetchKey>,
     /// Segments with bits that no checkpoint holds yet.
     unsaved: Mutex<BTreeSet<u32>>,
@@ -121,6 +131,8 @@ impl Base {
             presence,
             live,
             segments: SegmentTable::new(length),
+            loaded: Mutex::default(),
+            let_go_blocks: AtomicU64::new(0),
             flights: Flights::new(),
             unsaved: Mutex::default(),
             unsaved_bytes: AtomicU64::new(0),
@@ -149,20 +161,56 @@ impl Base {
         self.data.allocated_bytes()
     }
 
-    /// A segment, if it was touched before. No I/O.
+    /// A segment, if it is loaded. No I/O.
     #[inline]
-    pub(crate) fn touched_segment(&self, segment: u32) -> Option<&BaseSegment> {
-        self.segments.get(segment).map(|boxed| &**boxed)
+    pub(crate) fn touched_segment(&self, segment: u32) -> Option<Arc<BaseSegment>> {
+        self.segments.get(segment)?.load_full()
     }
 
-    /// A segment; its bits are read when it is first touched. Bits that cannot be read count as
+    /// A segment; its bits are read when it is touched and not loaded. Bits that cannot be read count as
     /// not set. `is_hole` is asked only then.
+    ///
+    /// What is returned may be let go at any time, and is like one that was evicted then.
     #[inline]
-    pub(crate) fn segment(&self, segment: u32, is_hole: impl FnOnce() -> bool) -> &BaseSegment {
-        if let Some(segment) = self.touched_segment(segment) {
-            return segment;
+    pub(crate) fn segment(&self, segment: u32, is_hole: impl FnOnce() -> bool) -> Arc<BaseSegment> {
+        match self.touched_segment(segment) {
+            Some(segment) => segment,
+            None => self.load_segment(segment, is_hole()),
         }
-        self.segments.get_or_init(segment, || Box::new(self.load(segment, is_hole())))
+    }
+
+    fn load_segment(&self, segment: u32, is_hole: bool) -> Arc<BaseSegment> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self.segments.get_or_init(segment, ArcSwapOption::empty);
+        if let Some(known) = slot.load_full() {
+            return known;
+        }
+        self.let_go_some(&mut loaded);
+        let bits = Arc::new(self.load(segment, is_hole));
+        let known = self.let_go_blocks.load(Ordering::Relaxed);
+        self.let_go_blocks.store(known.saturating_sub(bits.count()), Ordering::Relaxed);
+        slot.store(Some(bits.clone()));
+        loaded.push_back(segment);
+        bits
+    }
+
+    /// Lets segments go that were not used of late, where as many are loaded as may be.
+    fn let_go_some(&self, loaded: &mut VecDeque<u32>) {
+        for _ in 0..2 * loaded.len() {
+            if loaded.len() < LOADED_MAX {
+                return;
+            }
+            let Some(segment) = loaded.pop_front() else { return };
+            let Some(slot) = self.segments.get(segment) else { continue };
+            match slot.load_full().map(|bits| bits.let_go()) {
+                Some(Some(count)) => {
+                    self.let_go_blocks.fetch_add(count, Ordering::Relaxed);
+                    slot.store(None);
+                }
+                Some(None) => loaded.push_back(segment),
+                None => {}
+            }
+        }
     }
 
     fn load(&self, segment: u32, is_hole: bool) -> BaseSegment {
@@ -177,7 +225,9 @@ impl Base {
     /// Learns what other processes have fetched. Cost: one read of 2 KiB.
     pub(crate) fn refresh(&self, segment: u32, bits: &BaseSegment) {
         let _keeping = bits.keeping.read().unwrap_or_else(PoisonError::into_inner);
-        bits.merge(&read_words(&*self.live, segment));
+        if !bits.is_let_go() {
+            bits.merge(&read_words(&*self.live, segment));
+        }
     }
 
     /// Lets `write` put bytes into `data`, then marks their blocks present. Nothing of the segment is
@@ -185,14 +235,19 @@ impl Base {
     pub(crate) fn keep(
         &self,
         segment: u32,
-        bits: &BaseSegment,
         added: &PresentBits,
         write: impl FnOnce(&dyn File) -> io::Result<()>,
     ) -> io::Result<()> {
-        let _keeping = bits.keeping.read().unwrap_or_else(PoisonError::into_inner);
-        write(&*self.data)?;
-        self.mark_present(segment, bits, added);
-        Ok(())
+        loop {
+            let bits = self.segment(segment, || false);
+            let _keeping = bits.keeping.read().unwrap_or_else(PoisonError::into_inner);
+            if bits.is_let_go() {
+                continue;
+            }
+            write(&*self.data)?;
+            self.mark_present(segment, &bits, added);
+            return Ok(());
+        }
     }
 
     /// Marks blocks present whose bytes are in `data` already, or that are holes.
@@ -241,7 +296,10 @@ impl Base {
     fn save(&self, segments: &BTreeSet<u32>) -> io::Result<()> {
         let bits: Vec<(u32, [u64; WORDS_PER_SEGMENT])> = segments
             .iter()
-            .filter_map(|number| Some((*number, self.touched_segment(*number)?.words())))
+            .map(|number| {
+                let words = || read_words(&*self.live, *number);
+                (*number, self.touched_segment(*number).map_or_else(words, |bits| bits.words()))
+            })
             .collect();
         self.data.sync()?;
         for (segment, words) in bits {
@@ -317,15 +375,22 @@ impl Base {
         // Bits that another mount of this disk has left must not count once the bytes are gone.
         let name = live_name(self.file_system(), &self.folder)?;
         remove_other_lives(self.file_system(), &self.folder, &name, None)?;
-        let bits: Vec<(u32, &BaseSegment)> =
-            segments.iter().map(|segment| (*segment, self.segment(*segment, || false))).collect();
-        let _keeping: Vec<_> = bits
-            .iter()
-            .map(|(_, bits)| bits.keeping.write().unwrap_or_else(PoisonError::into_inner))
-            .collect();
-        let before: Vec<_> = bits.iter().map(|(_, bits)| bits.take()).collect();
+        let load = || segments.iter().map(|segment| self.segment(*segment, || false));
+        let mut bits: Vec<Arc<BaseSegment>> = load().collect();
+        let _keeping = loop {
+            let keeping: Vec<_> = bits
+                .iter()
+                .map(|bits| bits.keeping.write().unwrap_or_else(PoisonError::into_inner))
+                .collect();
+            if bits.iter().all(|bits| !bits.is_let_go()) {
+                break keeping;
+            }
+            drop(keeping);
+            bits = load().collect();
+        };
+        let before: Vec<_> = bits.iter().map(|bits| bits.take()).collect();
         if let Err(error) = self.forget_durably(segments) {
-            for ((_, bits), words) in bits.iter().zip(&before) {
+            for (bits, words) in bits.iter().zip(&before) {
                 bits.merge(words);
             }
             return Err(error);
@@ -350,7 +415,9 @@ impl Base {
 
     /// Bytes that are present and no hole, as far as segments were touched.
     pub(crate) fn present_bytes(&self) -> u64 {
-        let blocks: u64 = self.segments.iter().map(|(_, segment)| segment.count()).sum();
+        let loaded = self.segments.iter().filter_map(|(_, slot)| slot.load_full());
+        let loaded: u64 = loaded.map(|segment| segment.count()).sum();
+        let blocks = loaded + self.let_go_blocks.load(Ordering::Relaxed);
         (blocks * BLOCK_LEN as u64).min(self.length)
     }
 }

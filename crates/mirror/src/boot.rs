@@ -259,7 +259,7 @@ impl BaseView {
         for (segment, (added, runs)) in by_segment {
             let pieces: Vec<(u32, &[u8])> =
                 runs.iter().map(|(block, bytes)| (*block, &bytes[..])).collect();
-            self.keep(segment, self.segment(segment), &added, &pieces)?;
+            self.keep(segment, &added, &pieces)?;
         }
         Ok(kept)
     }

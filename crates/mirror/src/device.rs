@@ -8,8 +8,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::PoisonError;
 use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, PoisonError};
 
 use format::mirror_log::Place;
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
@@ -34,6 +34,7 @@ impl Device for Mirror {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         check_range("read the mirror", self.length(), offset, buffer.len() as u64)?;
+        self.put_out_states();
         loop {
             let punches = self.punches.load(Ordering::SeqCst);
             let saw_overlay = self.read_once(offset, buffer)?;
@@ -94,7 +95,7 @@ impl Device for Mirror {
         // Blocks that the overlay has are not wanted from elsewhere.
         while at < end {
             let (piece, piece_end) =
-                self.piece(at, end, |view, segment, block| view.segment(segment).block(block));
+                self.piece(at, end, |view, segment, block| view.segment(segment).block(block))?;
             if piece == Source::Fetch {
                 self.view.bring_if_room(at..piece_end)?;
             }
@@ -105,18 +106,19 @@ impl Device for Mirror {
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
         check_range("list the extents of the mirror", self.length(), offset, len)?;
-        let place = |segment: u32, block: u32| {
-            self.states.get(segment).map_or(Place::Absent, |bits| bits.place(block))
-        };
-        Ok(crate::extents::extents(&self.view, offset..offset + len, max, place))
+        self.put_out_states();
+        let states = |segment: u32| self.states.get(segment);
+        crate::extents::extents(&self.view, offset..offset + len, max, states)
+            .map_err(|error| self.io_error("list the extents of the mirror", error))
     }
 
     fn take_from_file(&self, offset: u64, len: usize, take: &mut Take<'_>) -> usize {
         let Some(end) = offset.checked_add(len as u64).filter(|end| *end <= self.length()) else {
             return 0;
         };
-        let (source, piece_end) =
-            self.piece(offset / LEN, end.div_ceil(LEN), |_, _, _| BaseBlock::Present);
+        let piece = self.piece(offset / LEN, end.div_ceil(LEN), |_, _, _| BaseBlock::Present);
+        // What fails here is read, and fails, the ordinary way.
+        let Ok((source, piece_end)) = piece else { return 0 };
         match source {
             // What is written goes to the overlay: the base never changes under a reader.
             Source::Base => self.view.take(offset, end.min(piece_end * LEN), take),
@@ -130,7 +132,9 @@ impl Device for Mirror {
         }
         let Range { start: mut at, end } = blocks_of(offset, len);
         while at < end {
-            let (source, piece_end) = self.piece(at, end, BaseView::glance);
+            let Ok((source, piece_end)) = self.piece(at, end, BaseView::glance) else {
+                return true;
+            };
             if source == Source::Fetch {
                 return true;
             }
@@ -148,7 +152,7 @@ impl Mirror {
         first: u64,
         end: u64,
         base: impl Fn(&BaseView, u32, u32) -> BaseBlock,
-    ) -> (Source, u64) {
+    ) -> Result<(Source, u64)> {
         let segment = (first / u64::from(BLOCKS_PER_SEGMENT)) as u32;
         let start = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
         let is_beyond = first >= self.base_blocks;
@@ -159,7 +163,7 @@ impl Mirror {
             true => BaseBlock::Hole,
             false => base(view, segment, block),
         };
-        let piece = match self.states.get(segment) {
+        let piece = match self.states_of(segment)? {
             None => next_piece(first, end, |block| {
                 source_of(Place::Absent, || base(&self.view, segment, block))
             }),
@@ -167,7 +171,7 @@ impl Mirror {
                 source_of(bits.place(block), || base(&self.view, segment, block))
             }),
         };
-        (piece.source, start + u64::from(piece.end))
+        Ok((piece.source, start + u64::from(piece.end)))
     }
 
     /// One pass over a range. True where bytes came from the overlay.
@@ -177,7 +181,7 @@ impl Mirror {
         while at < end {
             // Where the base has it is the view's to know.
             let (source, piece_end) =
-                self.piece(at / LEN, end.div_ceil(LEN), |_, _, _| BaseBlock::Present);
+                self.piece(at / LEN, end.div_ceil(LEN), |_, _, _| BaseBlock::Present)?;
             let stop = (piece_end * LEN).min(end);
             let piece = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
             match source {
@@ -197,11 +201,29 @@ impl Mirror {
         file.read_exact_at(buffer, offset).map_err(|error| self.io_error("read the mirror", error))
     }
 
-    fn segment_states(&self, segment: u32) -> &OverlaySegment {
-        self.states.get_or_init(segment, || Box::new(OverlaySegment::absent()))
+    /// The states of a segment, if it has any.
+    #[inline]
+    fn states_of(&self, segment: u32) -> Result<Option<Arc<OverlaySegment>>> {
+        self.states.get(segment).map_err(|error| self.io_error("read the states of", error))
+    }
+
+    /// The states of a segment that is about to change. Call under `gate`.
+    fn segment_states(&self, segment: u32) -> Result<Arc<OverlaySegment>> {
+        let states = self.states.get_or_make(segment);
+        states.map_err(|error| self.io_error("write to the mirror", error))
+    }
+
+    /// Puts out states where more are loaded than should be. Holds writers for that while.
+    #[inline]
+    fn put_out_states(&self) {
+        if self.states.is_crowded() {
+            let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            self.states.put_out();
+        }
     }
 
     fn enter(&self, operation: &'static str) -> Result<std::sync::RwLockReadGuard<'_, Gate>> {
+        self.put_out_states();
         let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         match gate.closed {
             false => Ok(gate),
@@ -227,10 +249,12 @@ impl Mirror {
             let length = self.length();
             let mut fills = Fills::default();
             for edge in [blocks.start, blocks.end - 1] {
-                let absent = |(segment, block): (u32, u32)| {
-                    self.states.get(segment).is_none_or(|s| s.place(block) == Place::Absent)
-                };
-                if self.is_whole(edge, offset, end) || !absent(split(edge)) || fills.has(edge) {
+                if self.is_whole(edge, offset, end) || fills.has(edge) {
+                    continue;
+                }
+                let (segment, block) = split(edge);
+                let states = self.states_of(segment)?;
+                if states.is_some_and(|states| states.place(block) != Place::Absent) {
                     continue;
                 }
                 let mut bytes = vec![0; BLOCK_LEN];
@@ -253,7 +277,7 @@ impl Mirror {
         let end = offset + bytes.len() as u64;
         let blocks = blocks_of(offset, bytes.len() as u64);
         let (gate, fills) = self.enter_with_edges(offset, end, &blocks)?;
-        let bits = self.segment_states(split(blocks.start).0);
+        let bits = &*self.segment_states(split(blocks.start).0)?;
         let needs_fill = || {
             let partial =
                 |edge: u64| !self.is_whole(edge, offset, end) && !bits.is_in_target(split(edge).1);
@@ -389,10 +413,10 @@ impl Mirror {
             if self.length() != length {
                 return Ok(false);
             }
-            if self.states.get(segment).is_none() && self.is_known_hole(segment, &range) {
+            if self.states_of(segment)?.is_none() && self.is_known_hole(segment, &range) {
                 continue;
             }
-            let bits = self.segment_states(segment);
+            let bits = &*self.segment_states(segment)?;
             let _exclusive = bits.writing.write().unwrap_or_else(PoisonError::into_inner);
             // Bytes in their target are nobody else's: their space goes at once.
             let own = |block: u32| bits.is_in_target(block).then(|| bits.target(block));

@@ -1,27 +1,35 @@
 //! Which parts of a disk hold data: the overlay's word first, then the segment map's.
 
+use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use format::mirror_log::Place;
 use model::BLOCK_LEN;
 use model::device::{Extent, ExtentKind};
 
 use crate::fetch::{BaseView, blocks_of, by_segment};
+use crate::overlay::OverlaySegment;
 use crate::plan::BaseBlock;
 
 /// The extents of `range`, at most `max`. Loads segment maps; where one cannot be had, the answer
 /// is `Data`.
+///
+/// # Errors
+/// What `states` says.
 pub(crate) fn extents(
     view: &BaseView,
     range: Range<u64>,
     max: usize,
-    place: impl Fn(u32, u32) -> Place,
-) -> Vec<Extent> {
+    states: impl Fn(u32) -> io::Result<Option<Arc<OverlaySegment>>>,
+) -> io::Result<Vec<Extent>> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut at = range.start;
     for (segment, blocks) in by_segment(blocks_of(range.start, range.end - range.start)) {
         let whole_hole = view.glance(segment, blocks.start) == BaseBlock::Hole;
         let map = if whole_hole { None } else { view.segment_map(segment).ok() };
+        let states = states(segment)?;
+        let place = |block| states.as_ref().map_or(Place::Absent, |states| states.place(block));
         let mut runs = map
             .as_ref()
             .map_or(&[][..], |map| map.runs_in(blocks.start, blocks.end))
@@ -34,7 +42,7 @@ pub(crate) fn extents(
                 (false, None) => true,
                 (false, Some(_)) => runs.peek().is_some_and(|run| run.first_block <= block),
             };
-            let data = match place(segment, block) {
+            let data = match place(block) {
                 Place::Absent => in_base,
                 Place::Zero => false,
                 Place::First | Place::Second => true,
@@ -44,11 +52,11 @@ pub(crate) fn extents(
             let full = extents.len() >= max;
             match extents.last_mut() {
                 Some(last) if last.kind == kind => last.len += end - at,
-                _ if full => return extents,
+                _ if full => return Ok(extents),
                 _ => extents.push(Extent { offset: at, len: end - at, kind }),
             }
             at = end;
         }
     }
-    extents
+    Ok(extents)
 }

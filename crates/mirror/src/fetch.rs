@@ -257,8 +257,13 @@ impl BaseView {
 
     /// The presence of a segment.
     #[inline]
-    pub(crate) fn segment(&self, segment: u32) -> &BaseSegment {
+    pub(crate) fn segment(&self, segment: u32) -> Arc<BaseSegment> {
         self.base.segment(segment, || self.manifest.segment(segment).is_none())
+    }
+
+    /// True where a segment has no data at all.
+    pub(crate) fn is_hole(&self, segment: u32) -> bool {
+        self.manifest.segment(segment).is_none()
     }
 
     /// What is known of a block without any I/O; `Missing` where nothing is.
@@ -312,7 +317,7 @@ impl BaseView {
         }
         holes.add(at, blocks_in_segment(self.length(), segment).max(at));
         // Without bytes to write nothing fails.
-        let _ = self.base.keep(segment, self.segment(segment), &holes, |_| Ok(()));
+        let _ = self.base.keep(segment, &holes, |_| Ok(()));
     }
 
     /// Brings blocks into the base. Waits for fetches, and as long as the patience lasts for a store
@@ -341,7 +346,7 @@ impl BaseView {
             if bits.first_missing(range.start, range.end).is_none() {
                 continue;
             }
-            self.base.refresh(segment, bits);
+            self.base.refresh(segment, &bits);
             let map = self.segment_map(segment)?;
             let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
             let mut seen = HashSet::new();
@@ -374,7 +379,7 @@ impl BaseView {
             if bits.first_missing(range.start, range.end).is_none() {
                 continue;
             }
-            self.base.refresh(segment, bits);
+            self.base.refresh(segment, &bits);
             if bits.first_missing(range.start, range.end).is_none() {
                 continue;
             }
@@ -387,9 +392,8 @@ impl BaseView {
     /// they come, there is no room for them.
     fn bring_in(&self, layout: &Layout, segment: u32, range: Range<u32>) -> Result<(), FetchError> {
         let map = self.map(layout, segment)?;
-        let bits = self.segment(segment);
         let mut fetches_left = range.len() + FETCHED_MAX;
-        while let Some(missing) = bits.first_missing(range.start, range.end) {
+        while let Some(missing) = self.segment(segment).first_missing(range.start, range.end) {
             if fetches_left == 0 {
                 let subject = self.base.content().to_string();
                 return Err(FetchError::Disk(
@@ -402,7 +406,7 @@ impl BaseView {
                 continue;
             }
             match map.runs_in(missing, missing + 1).first() {
-                Some(run) => self.fetch(segment, bits, &map, run.chunk)?,
+                Some(run) => self.fetch(segment, &map, run.chunk)?,
                 // Its mark went with an eviction, or the map came by another base.
                 None => self.mark_holes(segment, &map),
             }
@@ -411,15 +415,10 @@ impl BaseView {
     }
 
     /// Fetches one chunk, or waits for another who does.
-    fn fetch(
-        &self,
-        segment: u32,
-        bits: &BaseSegment,
-        map: &SegmentMap,
-        digest: ChunkDigest,
-    ) -> Result<(), FetchError> {
+    fn fetch(&self, segment: u32, map: &SegmentMap, digest: ChunkDigest) -> Result<(), FetchError> {
         let key = FetchKey::Chunk(segment, digest);
         let Some(_flight) = self.base.flights.board(key) else { return Ok(()) };
+        let bits = self.segment(segment);
         let wanted: Vec<&Run> = map
             .runs()
             .iter()
@@ -441,7 +440,7 @@ impl BaseView {
             pieces.push((run.first_block, bytes));
             added.add(run.first_block, run.end_block());
         }
-        let written = self.keep(segment, bits, &added, &pieces).map_err(FetchError::Disk)?;
+        let written = self.keep(segment, &added, &pieces).map_err(FetchError::Disk)?;
         self.journal.fetched(began, Origin::Chunk, first_block, written);
         self.count_kept(written);
         Ok(())
@@ -455,7 +454,6 @@ impl BaseView {
     pub(crate) fn keep(
         &self,
         segment: u32,
-        bits: &BaseSegment,
         added: &PresentBits,
         pieces: &[(u32, &[u8])],
     ) -> Result<u64> {
@@ -468,16 +466,16 @@ impl BaseView {
                 data.write_all_at(bytes, offset)
             })
         };
-        let mut kept = self.base.keep(segment, bits, added, write);
+        let mut kept = self.base.keep(segment, added, write);
         if let Err(error) = &kept
             && error.kind() == io::ErrorKind::StorageFull
             && self.parts.room.relieve(len)
         {
-            kept = self.base.keep(segment, bits, added, write);
+            kept = self.base.keep(segment, added, write);
         }
         let subject = || self.base.content().to_string();
         kept.map_err(|error| Error::io("keep fetched blocks of", subject(), error))?;
-        self.base.note_use(bits);
+        self.base.note_use(&self.segment(segment));
         Ok(len)
     }
 

@@ -96,7 +96,13 @@ impl Mirror {
     pub(crate) fn flush_log(&self, log: &mut MirrorLog) -> Result<()> {
         self.check_syncs()?;
         let stale = std::mem::take(&mut *guard(&self.stale));
-        let taken = self.take_unlogged();
+        let taken = match self.take_unlogged() {
+            Ok(taken) => taken,
+            Err(error) => {
+                guard(&self.stale).extend(stale);
+                return Err(error);
+            }
+        };
         let flushed = self.sync_bytes().and_then(|()| self.log_states(log, &taken));
         if let Err(error) = flushed {
             self.give_back(&taken);
@@ -148,20 +154,37 @@ impl Mirror {
         log.commit(append).map_err(|error| self.sync_error(operation, error))
     }
 
-    fn take_unlogged(&self) -> Taken {
+    /// # Errors
+    /// What was put out cannot be read: nothing is taken.
+    fn take_unlogged(&self) -> Result<Taken> {
         let segments = std::mem::take(&mut *guard(&self.unlogged));
-        let take = |segment: u32| {
-            let bits = self.states.get(segment)?;
-            let _changing = guard(&bits.changing);
-            Some((segment, bits.take_unlogged()))
-        };
-        segments.into_iter().filter_map(take).collect()
+        let mut taken = Taken::new();
+        for segment in &segments {
+            let groups = self.states.visit(*segment, |bits| {
+                let _changing = guard(&bits.changing);
+                bits.take_unlogged()
+            });
+            match groups {
+                Ok(groups) => taken.extend(groups.map(|groups| (*segment, groups))),
+                Err(error) => {
+                    self.give_back(&taken);
+                    guard(&self.unlogged).extend(segments);
+                    return Err(self.io_error("flush the mirror", error));
+                }
+            }
+        }
+        Ok(taken)
     }
 
     fn give_back(&self, taken: &Taken) {
         for (segment, groups) in taken {
-            if let Some(bits) = self.states.get(*segment) {
+            let given = self.states.visit(*segment, |bits| {
                 groups.iter().for_each(|(group, _, mask)| bits.give_back_unlogged(*group, *mask));
+            });
+            if let Err(error) = given {
+                // What the log is not told of now must not be told to be durable later.
+                self.sync_failed.store(true, Ordering::SeqCst);
+                tracing::error!(mirror = self.name.as_str(), %error, "states are lost to the log");
             }
         }
         guard(&self.unlogged).extend(taken.iter().map(|(segment, _)| *segment));
@@ -233,11 +256,21 @@ impl Mirror {
         records.extend(grown);
         let mut taken: Taken = Vec::new();
         let mut ranges = Vec::new();
-        for (segment, bits) in self.states.iter() {
-            let states = {
+        for segment in self.states.segments() {
+            let visited = self.states.visit(segment, |bits| {
                 let _changing = guard(&bits.changing);
-                taken.push((segment, bits.take_unlogged()));
-                bits.snapshot(committed)
+                (bits.take_unlogged(), bits.snapshot(committed))
+            });
+            let states = match visited {
+                Ok(None) => continue,
+                Ok(Some((unlogged, states))) => {
+                    taken.push((segment, unlogged));
+                    states
+                }
+                Err(error) => {
+                    self.give_back(&taken);
+                    return Err(self.io_error(operation, error));
+                }
             };
             let before = ranges.len();
             for (group, states) in states.iter().enumerate() {

@@ -25,6 +25,7 @@ use model::{Error, Kind, Result};
 
 use crate::live::LiveStates;
 use crate::mirror::{Mirror, guard, overlay_len};
+use crate::state_folder::too_long;
 
 impl Mirror {
     /// Makes the disk longer; what is added reads as zeros. Returns how long it was. Durable when it
@@ -58,7 +59,8 @@ impl Mirror {
         }
         self.check_syncs()?;
         for file in &self.files {
-            file.set_len(overlay_len(length)).map_err(|error| self.io_error(operation, error))?;
+            let grown = file.set_len(overlay_len(length));
+            grown.map_err(|error| too_long(operation, self.name.to_string(), error))?;
             file.sync().map_err(|error| self.sync_error(operation, error))?;
         }
         let epoch = log.epoch() + 1;

@@ -11,7 +11,7 @@
 //! | [`state_folder`] | where a host keeps mirrors and bases; what can be told without owning one |
 //! | `plan` | where the bytes of a read are |
 //! | `extents` | which parts of a disk hold data |
-//! | `overlay` | the states of an overlay's blocks |
+//! | `overlay`, `states` | the states of an overlay's blocks; which of them are in memory |
 //! | `live` | the same, as they survive the process |
 //! | `log` | the same, as they survive power loss |
 //! | [`backing`] | a base's file in the kernel's hands |
@@ -59,6 +59,7 @@ mod room;
 pub mod seal;
 mod segments;
 pub mod state_folder;
+mod states;
 pub mod view;
 
 pub use backing::BackingFile;

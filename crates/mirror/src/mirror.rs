@@ -42,10 +42,8 @@ use crate::log::{MirrorLog, read_log};
 use crate::overlay::{OverlaySegment, place_in};
 use crate::patience::Patience;
 use crate::recorder::Recording;
-use crate::segments::SegmentTable;
 use crate::state_folder::{Binding, MirrorSummary, StateFolder, binding_of, overlay_path};
-
-pub(crate) type States = SegmentTable<Box<OverlaySegment>>;
+use crate::states::States;
 
 /// One host's lazy, writable view of one version.
 ///
@@ -149,6 +147,7 @@ impl Mirror {
         let files = [first.map_err(failed)?, second.map_err(failed)?];
         LiveStates::remove_all(state.file_system(), &folder).map_err(failed)?;
         let live = LiveStates::open(state.file_system(), &folder, 0, length).map_err(failed)?;
+        let states = States::new(state.shared_file_system(), &folder, length).map_err(failed)?;
         let records = [LogRecord::Binding(log_binding.clone())];
         // The mirror exists with its log, so the names above come first.
         folder
@@ -158,17 +157,7 @@ impl Mirror {
             .map_err(failed)?;
         let log =
             MirrorLog::create(state.shared_file_system(), &folder, 0, &records).map_err(failed)?;
-        Ok(Mirror::assemble(
-            state,
-            name,
-            log_binding,
-            view,
-            files,
-            States::new(length),
-            live,
-            log,
-            lock,
-        ))
+        Ok(Mirror::assemble(state, name, log_binding, view, files, states, live, log, lock))
     }
 
     /// Opens a mirror that exists and owns it. `open_store` is told what the mirror is bound to.
@@ -210,7 +199,14 @@ impl Mirror {
         let live =
             LiveStates::open(state.file_system(), &folder, log.epoch, length).map_err(failed)?;
         LiveStates::remove_others(state.file_system(), &folder, log.epoch).map_err(failed)?;
-        let states = restore_states(&log, length, Some(&live)).map_err(failed)?;
+        let states = States::new(state.shared_file_system(), &folder, length).map_err(failed)?;
+        restore_states(&log, Some(&live), |segment, restored| {
+            states.put(segment, restored);
+            if states.is_crowded() {
+                states.put_out();
+            }
+        })
+        .map_err(failed)?;
         let survived = live.segments();
         let log_file =
             MirrorLog::open(state.shared_file_system(), &folder, &log).map_err(failed)?;
@@ -372,8 +368,9 @@ impl Mirror {
     /// Numbers about it. Cost: a walk over the states of touched segments, three `fstat`.
     pub fn statistics(&self) -> Statistics {
         let (mut dirty, mut data) = (0, 0);
-        for (_, segment) in self.states.iter() {
-            let counts = segment.counts();
+        for segment in self.states.segments() {
+            let counts = self.states.visit(segment, OverlaySegment::counts);
+            let counts = counts.ok().flatten().unwrap_or_default();
             (dirty, data) = (dirty + counts.0, data + counts.1);
         }
         let overlay: u64 = self.files.iter().map(|f| f.allocated_bytes().unwrap_or(0)).sum();
@@ -458,12 +455,12 @@ pub(crate) fn overlay_len(length: u64) -> u64 {
     block_count(length) * BLOCK_LEN as u64
 }
 
-/// The states that the log tells, then those that survived the process.
+/// Gives `put` the states that the log tells, then those that survived the process, by segment.
 pub(crate) fn restore_states(
     log: &DecodedLog,
-    length: u64,
     live: Option<&LiveStates>,
-) -> io::Result<States> {
+    mut put: impl FnMut(u32, OverlaySegment),
+) -> io::Result<()> {
     let mut logged: std::collections::BTreeMap<u32, Vec<GroupStates>> = Default::default();
     let segment_of = |map: &mut std::collections::BTreeMap<u32, Vec<GroupStates>>, segment: u32| {
         map.entry(segment).or_insert_with(|| {
@@ -489,20 +486,22 @@ pub(crate) fn restore_states(
             LogRecord::Binding(_) | LogRecord::Parent(_) | LogRecord::Length(_) => {}
         }
     }
-    let states = States::new(length);
-    let make = || Box::new(OverlaySegment::absent());
-    for (segment, groups) in &logged {
-        let bits = states.get_or_init(*segment, make);
-        groups.iter().enumerate().for_each(|(number, group)| bits.restore(number, group, 0));
-    }
-    for segment in live.map(LiveStates::segments).unwrap_or_default() {
-        let bits = states.get_or_init(segment, make);
-        for (number, group) in live.map_or(Ok(Vec::new()), |live| live.read(segment))? {
-            let before = logged.get(&segment).map(|groups| groups[number]).unwrap_or_default();
-            bits.restore(number, &group, difference(&before, &group));
+    let survived = live.map(LiveStates::segments).unwrap_or_default();
+    let segments: BTreeSet<u32> = logged.keys().copied().chain(survived.iter().copied()).collect();
+    let survived: BTreeSet<u32> = survived.into_iter().collect();
+    for segment in segments {
+        let bits = OverlaySegment::absent();
+        let logged = logged.remove(&segment).unwrap_or_default();
+        logged.iter().enumerate().for_each(|(number, group)| bits.restore(number, group, 0));
+        if let Some(live) = live.filter(|_| survived.contains(&segment)) {
+            for (number, group) in live.read(segment)? {
+                let before = logged.get(number).copied().unwrap_or_default();
+                bits.restore(number, &group, difference(&before, &group));
+            }
         }
+        put(segment, bits);
     }
-    Ok(states)
+    Ok(())
 }
 
 fn set_block(groups: &mut [GroupStates], block: u32, place: Place, dirty: bool) {

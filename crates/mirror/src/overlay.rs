@@ -16,7 +16,7 @@
 //! Places and dirty bits change under `changing`; targets change while no writer is at work.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use format::mirror_log::{BLOCKS_PER_GROUP, GROUPS_PER_SEGMENT, GroupStates, Place};
@@ -43,7 +43,13 @@ pub(crate) struct OverlaySegment {
     /// Blocks that were sealed, by group; only while a commit is at work, so that a mirror without one
     /// does not pay for it. Changes while no writer is at work.
     sealed: RwLock<Option<Box<[u64]>>>,
+    /// Read or written since somebody last looked whether it can be put out.
+    is_used: AtomicBool,
 }
+
+/// Bytes of a segment's states as they are put out: six words for each group.
+pub(crate) const PUT_OUT_LEN: usize = GROUPS_PER_SEGMENT * WORDS_PER_GROUP * 8;
+const WORDS_PER_GROUP: usize = 6;
 
 /// What a change of one group comes to.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +122,58 @@ impl OverlaySegment {
             changing: Mutex::new(()),
             groups: (0..GROUPS_PER_SEGMENT).map(|_| Group::default()).collect(),
             sealed: RwLock::default(),
+            is_used: AtomicBool::new(false),
         }
+    }
+
+    /// Notes that it is used. Cost: a load, mostly.
+    #[inline]
+    pub(crate) fn note_use(&self) {
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was used since this was asked last.
+    pub(crate) fn take_use(&self) -> bool {
+        self.is_used.swap(false, Ordering::Relaxed)
+    }
+
+    /// All that is known of it, for this process only. Call while nobody changes it.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let sealed = self.sealed();
+        let words = self.groups.iter().enumerate().flat_map(|(number, group)| {
+            let [first, second] = group.places();
+            let of = |word: &AtomicU64| word.load(Ordering::Acquire);
+            let (dirty, target) = (of(&group.dirty), of(&group.target));
+            [first, second, dirty, target, of(&group.unlogged), sealed(number)]
+        });
+        words.flat_map(u64::to_ne_bytes).collect()
+    }
+
+    /// The same, back from bytes.
+    ///
+    /// Shape: `bytes.len() == PUT_OUT_LEN`
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), PUT_OUT_LEN);
+        let words = bytes.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word));
+        let words: Vec<u64> = words.collect();
+        let mut sealed = vec![0; GROUPS_PER_SEGMENT];
+        let segment = OverlaySegment::absent();
+        let parts = words.as_chunks::<WORDS_PER_GROUP>().0.iter().zip(&segment.groups);
+        for (([first, second, dirty, target, unlogged, sealed_word], group), sealed) in
+            parts.zip(&mut sealed)
+        {
+            let states = GroupStates { places: [*first, *second], dirty: *dirty };
+            group.store(&states);
+            group.dirty.store(*dirty, Ordering::Release);
+            group.target.store(*target, Ordering::Release);
+            group.unlogged.store(*unlogged, Ordering::Release);
+            *sealed = *sealed_word;
+        }
+        let is_sealed = sealed.iter().any(|word| *word != 0);
+        let sealed = RwLock::new(is_sealed.then(|| sealed.into_boxed_slice()));
+        OverlaySegment { sealed, ..segment }
     }
 
     /// The blocks of a group that were sealed and are not committed yet.

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, RwLock};
 
 use env::{File, FileSystem, OpenMode};
@@ -32,6 +32,10 @@ pub(crate) struct BaseSegment {
     eviction_count: AtomicU32,
     /// When it was read last, by the coarse clock of [`crate::room::Room`].
     used_at: AtomicU32,
+    /// Read since somebody last looked whether it can be let go.
+    is_used: AtomicBool,
+    /// Changes under an exclusive `keeping`, once: its bits are in their files alone.
+    is_let_go: AtomicBool,
 }
 
 impl BaseSegment {
@@ -44,7 +48,25 @@ impl BaseSegment {
             keeping: RwLock::new(()),
             eviction_count: AtomicU32::new(0),
             used_at: AtomicU32::new(0),
+            is_used: AtomicBool::new(true),
+            is_let_go: AtomicBool::new(false),
         }
+    }
+
+    /// Ends its life in memory, unless it was used since this was tried last or is being written to:
+    /// whoever holds it sees a segment that was evicted. Returns how many blocks were known to be here.
+    pub(crate) fn let_go(&self) -> Option<u64> {
+        if self.is_used.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        let _keeping = self.keeping.try_write().ok()?;
+        self.is_let_go.store(true, Ordering::SeqCst);
+        Some(self.take().iter().map(|word| u64::from(word.count_ones())).sum())
+    }
+
+    /// True where another stands for the segment by now. Call under `keeping`.
+    pub(crate) fn is_let_go(&self) -> bool {
+        self.is_let_go.load(Ordering::SeqCst)
     }
 
     /// How many blocks are here or are holes.
@@ -66,7 +88,17 @@ impl BaseSegment {
 
     /// The first block of `first..end` that is missing.
     pub(crate) fn first_missing(&self, first: u32, end: u32) -> Option<u32> {
-        (first..end).find(|block| self.block(*block) == BaseBlock::Missing)
+        let mut at = first;
+        while at < end {
+            let word = self.present.get(at as usize / 64)?.load(Ordering::Acquire);
+            let missing = !word & u64::MAX << (at % 64);
+            let found = at / 64 * 64 + missing.trailing_zeros();
+            match missing {
+                0 => at = (at / 64 + 1) * 64,
+                _ => return (found < end).then_some(found),
+            }
+        }
+        None
     }
 
     /// How often it was evicted. Whoever reads `data` asks before looking at bits and after reading:
@@ -83,6 +115,9 @@ impl BaseSegment {
     pub(crate) fn note_use(&self, now: u32) {
         if self.used_at.load(Ordering::Relaxed) != now {
             self.used_at.store(now, Ordering::Relaxed);
+        }
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
         }
     }
 

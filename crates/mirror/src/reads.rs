@@ -56,7 +56,7 @@ impl BaseView {
                     if self.recorder.is_active() {
                         self.recorder.note(blocks_of(at, stop - at));
                     }
-                    self.base.note_use(bits);
+                    self.base.note_use(&bits);
                     self.base.data.read_exact_at(bytes, at).map_err(|error| {
                         let subject = self.base.content().to_string();
                         Error::io("read the local copy of", subject, error)
@@ -88,7 +88,7 @@ impl BaseView {
             return 0;
         }
         let stop = (start + u64::from(piece.end) * BLOCK_LEN as u64).min(end);
-        self.base.note_use(bits);
+        self.base.note_use(&bits);
         let taken = take(fd, offset, (stop - offset) as usize).unwrap_or(0);
         if bits.evictions() != evictions {
             return 0;

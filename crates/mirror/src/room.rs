@@ -80,6 +80,15 @@ pub(crate) struct Evictions {
     pub(crate) refused: AtomicU64,
 }
 
+/// What came of a look for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grant {
+    Some,
+    /// There would be room but for what other threads of this process are writing.
+    NoneUntilOthersLand,
+    None,
+}
+
 /// Room that is about to be filled; what was not is given back.
 #[derive(Debug)]
 pub(crate) struct Reservation<'a> {
@@ -256,12 +265,16 @@ impl Room {
         if let Some(reservation) = self.take(len) {
             return Ok(reservation);
         }
-        if self.grant_more(&lock, len).map_err(failed)?
-            && let Some(reservation) = self.take(len)
-        {
-            return Ok(reservation);
+        match self.grant_more(&lock, len).map_err(failed)? {
+            Grant::Some => {
+                if let Some(reservation) = self.take(len) {
+                    return Ok(reservation);
+                }
+            }
+            // It lands in a moment, and can go then.
+            Grant::NoneUntilOthersLand => {}
+            Grant::None => *self.refused_guard() = Some(SystemClock.monotonic()),
         }
-        *self.refused_guard() = Some(SystemClock.monotonic());
         Err(self.refused())
     }
 
@@ -296,8 +309,8 @@ impl Room {
         Some(Reservation { room: self, len })
     }
 
-    /// Grants this process more, at least `len`. False where there is no room.
-    fn grant_more(&self, lock: &RoomLock<'_>, len: u64) -> io::Result<bool> {
+    /// Grants this process more, at least `len`, if there is room.
+    fn grant_more(&self, lock: &RoomLock<'_>, len: u64) -> io::Result<Grant> {
         let limit = self.limit();
         let step = (limit / GRANT_SHARE).clamp(len, GRANT_MAX.max(len));
         self.clock.fetch_add(1, Ordering::Relaxed);
@@ -319,7 +332,11 @@ impl Room {
         let granted = if granted < len { 0 } else { granted };
         write_number(&*self.grant_file()?, granted + in_flight)?;
         self.account().granted = granted;
-        Ok(granted > 0)
+        Ok(match granted {
+            0 if taken - in_flight + len <= limit => Grant::NoneUntilOthersLand,
+            0 => Grant::None,
+            _ => Grant::Some,
+        })
     }
 
     /// Gives space back after a write has found the disk full. True where some was found.

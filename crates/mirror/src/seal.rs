@@ -28,7 +28,7 @@ use model::{BLOCK_LEN, BlockRange, Error, Kind, Result, VersionId};
 
 use crate::live::LiveStates;
 use crate::mirror::{Mirror, guard};
-use crate::overlay::place_in;
+use crate::overlay::{OverlaySegment, place_in};
 
 /// The changes of a mirror since its last commit, standing still.
 pub struct Sealed {
@@ -75,13 +75,33 @@ impl Mirror {
         if !guard(&self.stale).is_empty() {
             self.flush_log(&mut log)?;
         }
-        let sealed = self.states.iter().filter_map(|(segment, bits)| Some((segment, bits.seal()?)));
-        let segments = sealed.collect();
+        let mut segments = BTreeMap::new();
+        for segment in self.states.segments() {
+            match self.states.visit(segment, OverlaySegment::seal) {
+                Ok(sealed) => segments.extend(sealed.flatten().map(|sealed| (segment, sealed))),
+                Err(error) => {
+                    self.end_seal(false);
+                    return Err(self.io_error("seal the mirror", error));
+                }
+            }
+        }
         self.sealed.store(true, Ordering::SeqCst);
         let parent = guard(&self.binding).parent.clone();
         let pause = clock.monotonic().saturating_sub(start);
         let length = self.length();
         Ok(Sealed { mirror: self.clone(), parent, length, segments, pause, ended: false })
+    }
+
+    /// Sealed blocks are committed, or dirty again. Call while no writer is at work.
+    fn end_seal(&self, committed: bool) {
+        for segment in self.states.segments() {
+            let ended = self.states.visit(segment, |bits| bits.end_seal(committed));
+            if let Err(error) = ended {
+                // What is dirty is not known any more: nothing is promised from here on.
+                self.sync_failed.store(true, Ordering::SeqCst);
+                tracing::error!(mirror = self.name.as_str(), %error, "states cannot be read back");
+            }
+        }
     }
 
     fn allow_seal(&self) {
@@ -115,7 +135,7 @@ impl Mirror {
             return Err(error);
         }
         gate.live = live;
-        self.states.iter().for_each(|(_, bits)| bits.end_seal(true));
+        self.end_seal(true);
         self.sealed.store(false, Ordering::SeqCst);
         let stale = std::mem::take(&mut *guard(&self.stale));
         drop(gate);
@@ -143,7 +163,7 @@ impl Drop for Sealed {
         {
             let _log = guard(&mirror.log);
             let _gate = mirror.gate.write().unwrap_or_else(PoisonError::into_inner);
-            mirror.states.iter().for_each(|(_, bits)| bits.end_seal(false));
+            mirror.end_seal(false);
             mirror.sealed.store(false, Ordering::SeqCst);
         }
         mirror.allow_seal();

@@ -6,12 +6,15 @@
 //!                      state.log        what is durable of the mirror; it exists with this file
 //!                      live.<life>.<boot>   what survives the process
 //!                      overlay.0, overlay.1
+//!                      states.out       its owner's own, see `states`
 //! ```
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use env::entropy::{Entropy, SystemEntropy};
 use env::{File, FileSystem, OpenMode};
 use format::mirror_log::LogBinding;
 use model::{ContentDigest, Error, Kind, LayoutDigest, MirrorName, Result, VersionId};
@@ -23,11 +26,14 @@ use crate::fetch::{BaseView, Parts};
 use crate::live::LiveStates;
 use crate::log::{log_path, read_log};
 use crate::maps::MapCache;
-use crate::mirror::restore_states;
+use crate::mirror::{overlay_len, restore_states};
 use crate::patience::Reachability;
 use crate::room::{Room, UNLIMITED};
 
 const LOCK_LEN_MAX: u64 = 64;
+
+/// Every file system that has holes has files of this length.
+const PROBED_MIN: u64 = 1 << 40;
 
 /// What a mirror is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -259,8 +265,9 @@ impl StateFolder {
         let failed = |error| Error::io("inspect the mirror", name.as_str(), error);
         let (log, binding) = read_log(file_system, &folder, name.as_str())?;
         let live = LiveStates::look(file_system, &folder, log.epoch, log.length).map_err(failed)?;
-        let states = restore_states(&log, log.length, live.as_ref()).map_err(failed)?;
-        let dirty_blocks: u64 = states.iter().map(|(_, segment)| segment.counts().0).sum();
+        let mut dirty_blocks = 0;
+        restore_states(&log, live.as_ref(), |_, states| dirty_blocks += states.counts().0)
+            .map_err(failed)?;
         let mut host_bytes = log.end as u64;
         for file in 0..2 {
             let overlay = file_system.open(&overlay_path(&folder, file), OpenMode::Read);
@@ -342,6 +349,22 @@ impl StateFolder {
         Err((error, owner))
     }
 
+    /// Looks whether the file system of this folder has files of that length, before anything is made.
+    fn check_file_can_be(&self, length: u64) -> Result<()> {
+        if length < PROBED_MIN {
+            return Ok(());
+        }
+        let path = self.path();
+        let probe = path.join(format!("length-{}", SystemEntropy.name()));
+        let file_system = self.file_system();
+        let tried = file_system
+            .create_folders(path)
+            .and_then(|()| file_system.open(&probe, OpenMode::CreateNew))
+            .and_then(|file| file.set_len(overlay_len(length)));
+        let _ = file_system.remove_file(&probe);
+        tried.map_err(|error| too_long("attach a disk", format!("of {length} bytes"), error))
+    }
+
     /// Opens the base of a content, or joins those who have it open, and reads it by `layout`.
     pub(crate) fn open_base(
         &self,
@@ -350,6 +373,7 @@ impl StateFolder {
         length: u64,
         store: Arc<dyn ChunkStore>,
     ) -> Result<Arc<BaseView>> {
+        self.check_file_can_be(length)?;
         let base = self.shared.room.open_base(content, length)?;
         let store: Arc<dyn ChunkStore> = match self.chunk_cache() {
             Some(cache) => Arc::new(CachedChunks::new(store, cache.clone())),
@@ -364,6 +388,16 @@ impl StateFolder {
         };
         BaseView::new(base, layout, length, store, parts).map(Arc::new)
     }
+}
+
+/// What a file that cannot be as long as a disk is to whoever asked for the disk.
+pub(crate) fn too_long(operation: &'static str, subject: String, error: io::Error) -> Error {
+    if error.kind() != io::ErrorKind::FileTooLarge {
+        return Error::io(operation, subject, error);
+    }
+    Error::new(Kind::Invalid, operation, subject)
+        .because("the file system of the state folder has no files that long")
+        .hint("use a state folder on XFS or btrfs: on ext4, files end just below 16 TiB")
 }
 
 pub(crate) fn overlay_path(folder: &Path, file: usize) -> PathBuf {

@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use format::mirror_log::Place;
 use model::boot_set::BootSet;
 use model::device::{Device, Extent, Take, WholeFile, check_range};
 use model::{BLOCK_LEN, Error, Kind, Result};
@@ -153,7 +152,8 @@ impl Device for ReadOnlyView {
 
     fn extents(&self, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
         check_range("list the extents of the version", self.length(), offset, len)?;
-        Ok(crate::extents::extents(&self.view, offset..offset + len, max, |_, _| Place::Absent))
+        crate::extents::extents(&self.view, offset..offset + len, max, |_| Ok(None))
+            .map_err(|error| Error::io("list the extents of", self.subject.as_str(), error))
     }
 
     fn may_wait(&self, offset: u64, len: u64) -> bool {

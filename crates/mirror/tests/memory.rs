@@ -48,18 +48,19 @@ const RUNS: u32 = 800;
 const STRIDE: u32 = 20;
 const SEGMENTS: u32 = 160;
 
-/// A version of 10 GiB that exists nowhere: its maps are made when they are asked for, and all its
-/// chunks have one block.
+/// A version that exists nowhere, of 10 GiB mostly: its maps are made when they are asked for, and all
+/// its chunks have one block.
 struct MadeUp {
     which: u8,
+    segments: u32,
     chunk: Chunk,
 }
 
 impl MadeUp {
-    fn new(which: u8) -> Self {
+    fn new(which: u8, segments: u32) -> Self {
         let bytes = vec![which + 1; BLOCK_LEN];
         let digest = ChunkDigest::of(&[BlockDigest::of(&bytes)]);
-        MadeUp { which, chunk: Chunk::verify(digest, bytes).unwrap() }
+        MadeUp { which, segments, chunk: Chunk::verify(digest, bytes).unwrap() }
     }
 
     fn made(&self) -> Manifest {
@@ -72,14 +73,14 @@ impl MadeUp {
                 map: MapDigest(map),
             }
         };
-        let segments = (0..SEGMENTS).map(entry).collect();
-        Manifest::new(VersionKind::Disk, u64::from(SEGMENTS) * SEGMENT_LEN, segments).unwrap()
+        let segments = (0..self.segments).map(entry).collect();
+        Manifest::new(VersionKind::Disk, u64::from(self.segments) * SEGMENT_LEN, segments).unwrap()
     }
 
     fn binding(&self) -> Binding {
         let content = self.made().content();
         let layout = LayoutDigest([self.which; 32]);
-        let length = u64::from(SEGMENTS) * SEGMENT_LEN;
+        let length = u64::from(self.segments) * SEGMENT_LEN;
         Binding { parent: version(1), content, layout, length }
     }
 }
@@ -116,7 +117,7 @@ impl ChunkStore for MadeUp {
 
 /// A mirror that has read from every segment, and written to as many as that.
 fn touch_all(state: &StateFolder, which: u8, written: u32) -> Arc<Mirror> {
-    let store = MadeUp::new(which);
+    let store = MadeUp::new(which, SEGMENTS);
     let binding = store.binding();
     let name = name(&format!("m{which}"));
     let mirror = Mirror::create(state, &name, binding, Arc::new(store)).unwrap();
@@ -150,4 +151,87 @@ fn a_mirror_that_has_touched_10_gib_costs_2_mib_at_most() {
         cost.push(LIVE.load(Ordering::SeqCst) - before);
     }
     assert!(cost.iter().all(|cost| *cost <= 2 << 20), "{cost:?}");
+}
+
+/// Segments of 156 GiB.
+const MANY: u32 = 2500;
+
+#[test]
+fn a_mirror_that_was_read_and_written_across_156_gib_costs_16_mib_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    // What all mirrors share is full then.
+    let _others = [touch_all(&state, 0, 0), touch_all(&state, 1, 0)];
+    let binding = MadeUp::new(9, MANY).binding();
+    let name = name("far");
+    let before = LIVE.load(Ordering::SeqCst);
+    let check = |what: &str| {
+        let cost = LIVE.load(Ordering::SeqCst) - before;
+        assert!(cost <= 16 << 20, "{what}: {cost}");
+    };
+    let mirror = Mirror::create(&state, &name, binding, Arc::new(MadeUp::new(9, MANY))).unwrap();
+    // Far apart from one to the next, so that what was put out is needed again and again.
+    let order = || (0..MANY).map(|step| step * 733 % MANY);
+    let at = |segment: u32, round: u32| u64::from(segment) * SEGMENT_LEN + u64::from(round) * 8192;
+    let mut block = [0; BLOCK_LEN];
+    for round in 1..3_u32 {
+        for segment in order() {
+            let byte = (segment % 250) as u8 + round as u8;
+            mirror.write(at(segment, round) + 512, &[byte; 512]).unwrap();
+            mirror.read(at(segment, round), &mut block).unwrap();
+            assert_eq!((block[511], block[512], block[1024]), (0, byte, 0));
+        }
+        check("written");
+        let sealed = mirror.clone().seal().unwrap();
+        // And what was written while the commit before was under way.
+        let blocks = u64::from(MANY + u32::from(round > 1));
+        assert_eq!(sealed.dirty_bytes(), blocks * BLOCK_LEN as u64);
+        mirror.write(at(7, round) + 1024, &[3; 512]).unwrap();
+        mirror.finish_commit(sealed, version(round.into())).unwrap();
+        check("committed");
+    }
+    mirror.close().unwrap();
+    drop(mirror);
+    let store = Arc::new(MadeUp::new(9, MANY));
+    let mirror = Mirror::reopen(&state, &name, |_| Ok(store)).unwrap();
+    check("opened again");
+    assert_eq!(mirror.statistics().dirty_bytes, BLOCK_LEN as u64);
+    for segment in order() {
+        for round in 1..3_u32 {
+            mirror.read(at(segment, round), &mut block).unwrap();
+            let byte = (segment % 250) as u8 + round as u8;
+            let changed = if segment == 7 { 3 } else { 0 };
+            assert_eq!((block[0], block[512], block[1024]), (0, byte, changed));
+        }
+        mirror.read(at(segment, 0), &mut block).unwrap();
+        assert_eq!(block[0], 10);
+    }
+    check("read");
+}
+
+#[test]
+fn a_disk_that_no_file_can_hold_is_refused_before_anything_is_made() {
+    const SEGMENTS_16_TIB: u32 = 1 << 18;
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let create = |which: u8, segments: u32| {
+        let store = MadeUp::new(which, segments);
+        let binding = store.binding();
+        Mirror::create(&state, &name(&format!("m{which}")), binding, Arc::new(store))
+    };
+    // XFS and others have such files; then there is nothing to be refused.
+    if let Err(error) = create(1, SEGMENTS_16_TIB) {
+        assert_eq!(error.kind(), model::Kind::Invalid);
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("XFS")), "{}", error.chain());
+        assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0);
+    }
+    let mirror = create(2, SEGMENTS_16_TIB - 1).unwrap();
+    let last = mirror.length() - BLOCK_LEN as u64;
+    mirror.write(last, &[7; BLOCK_LEN]).unwrap();
+    mirror.flush().unwrap();
+    let mut bytes = [0; BLOCK_LEN];
+    mirror.read(last, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; BLOCK_LEN]);
+    mirror.read(mirror.length() - SEGMENT_LEN, &mut bytes).unwrap();
+    assert_eq!(bytes[0], 3);
 }

@@ -146,9 +146,18 @@ impl ContentDigest {
     pub fn of(length: u64, segments: impl IntoIterator<Item = SegmentDigest>) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&length.to_le_bytes());
+        // In long pieces, as below: a disk of 16 TiB has 8 MiB of digests, and is hashed at each attach.
+        let mut piece = [0; DIGESTS_AT_ONCE * DIGEST_LEN];
+        let mut count = 0;
         for segment in segments {
-            hasher.update(&segment.0);
+            piece.as_chunks_mut().0[count] = segment.0;
+            count += 1;
+            if count == DIGESTS_AT_ONCE {
+                hasher.update(&piece);
+                count = 0;
+            }
         }
+        hasher.update(&piece[..count * DIGEST_LEN]);
         ContentDigest(*hasher.finalize().as_bytes())
     }
 }
