@@ -1,5 +1,7 @@
 //! What stays on a host, and how much of it: limits and pins.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -110,6 +112,46 @@ fn a_daemon_whose_limit_is_smaller_than_one_image_reads_right_and_stays_within_i
         }
     });
     assert!(bytes_of_bases(&larder) <= (5 << 20) + BESIDE);
+    daemon.stop();
+}
+
+#[test]
+fn fio_finds_what_it_wrote_while_the_base_is_evicted_under_it() {
+    const LIMIT: u64 = 2 << 20;
+    let (larder, images) = with_images(2);
+    let daemon = larder.daemon("--base-cache 2MiB");
+    larder.run("attach a --mirror a --nbd ./a.sock --detach");
+    larder.run("attach b --mirror b --nbd ./b.sock --detach");
+    let socket = larder.path("a.sock");
+    let is_over = AtomicBool::new(false);
+    let reads = std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut reads = 0;
+            while !is_over.load(Ordering::SeqCst) || reads < 2 {
+                assert!(NbdClient::connect(&larder.path("b.sock"), "b").read_all() == images[1]);
+                reads += 1;
+            }
+            reads
+        });
+        // Parts of blocks, so that most writes need the base; and what is verified was read again.
+        let (done, text) = larder.try_shell(&format!(
+            "fio --name=verify --ioengine=nbd --uri='nbd+unix:///a?socket={}' --rw=randwrite \
+             --bsrange=512-16k --blockalign=512 --size={LEN} --io_size={} --iodepth=8 --fsync=64 \
+             --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=7",
+            socket.display(),
+            LEN / 2,
+        ));
+        is_over.store(true, Ordering::SeqCst);
+        assert!(done, "{text}");
+        other.join().unwrap()
+    });
+    let taken = bytes_of_bases(&larder);
+    assert!(taken <= LIMIT + BESIDE, "{taken} bytes after {reads} readings of the other");
+    let now = NbdClient::connect(&socket, "a").read_all();
+    assert!(now != images[0]);
+    larder.json("commit a");
+    larder.json("export a@2 out.raw");
+    assert!(larder.read("out.raw") == now);
     daemon.stop();
 }
 

@@ -202,6 +202,28 @@ fn a_guest_boots_through_vhost_user_and_what_it_wrote_is_committed() {
 }
 
 #[test]
+fn a_guest_boots_through_fuse_and_what_it_wrote_is_committed() {
+    let larder = Larder::new();
+    let mut bytes = writing_disk();
+    import(&larder, &bytes);
+    std::fs::create_dir(larder.path("mount")).unwrap();
+    let served = larder.attach("guest --mirror m --fuse mount");
+    larder.shell(
+        "timeout 100 qemu-system-x86_64 -accel tcg -m 64 -drive \
+         file=mount/mirrors/m,format=raw,if=virtio,file.locking=off -no-reboot -display none \
+         -monitor none -serial file:said",
+    );
+    let said = larder.read("said");
+    assert!(said.windows(TEXT.len()).any(|window| window == TEXT));
+    let commit = larder.json("commit m");
+    assert_eq!((&commit["version"], &commit["new_bytes"]), (&2.into(), &4096.into()));
+    served.stop();
+    bytes.copy_within(..512, 512);
+    larder.json("export guest@2 out.raw");
+    assert!(larder.read("out.raw") == bytes);
+}
+
+#[test]
 fn a_guest_that_is_killed_with_larder_leaves_a_mirror_that_opens_again() {
     let larder = Larder::new();
     import(&larder, &echoing_disk());
