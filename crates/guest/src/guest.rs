@@ -116,7 +116,7 @@ impl Guest {
             sockets.map(|s| Arc::new(OwnedFd::from(s))).collect();
         inherited.extend(listener.map(|listener| Arc::new(OwnedFd::from(listener))));
         inherited.extend(config.inherited.iter().cloned());
-        let small_pages = config.maps_file_privately().then(|| config.memory_mib << 20);
+        let small_pages = config.maps_file_privately().then_some(config.memory_mib << 20);
         let small_pages = small_pages.and_then(SmallPages::of);
         prepare_child(&mut command, inherited, small_pages, config.outlives_parent);
         tracing::debug!(?command, "starting QEMU");
