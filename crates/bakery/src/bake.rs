@@ -278,6 +278,11 @@ impl Oven<'_> {
 
     fn boot(&self) -> Result<Cooled> {
         let is_installed = self.install_helper()?;
+        if self.request.ready == Ready::Helper && !is_installed {
+            return Err(Error::new(Kind::Invalid, "bake", self.version.id.to_string())
+                .because("there is no helper in it whose answer could be waited for")
+                .hint("say with `--ready` how else it tells that it is ready"));
+        }
         let machine = MachineFile::new(self.shape.memory_len)?;
         let began = Instant::now();
         let mut guest = self.monitor.boot(NewGuest {

@@ -157,4 +157,9 @@ impl GuestConfig {
             extra_arguments: Vec::new(),
         }
     }
+
+    /// Whether its memory is a file that does not change by what the guest writes.
+    pub(crate) fn maps_file_privately(&self) -> bool {
+        self.memory_file.as_ref().is_some_and(|file| !file.is_shared)
+    }
 }

@@ -35,6 +35,7 @@ use crate::arguments::{self, InheritedSockets};
 use crate::config::{Console, GuestConfig};
 use crate::console::ScriptedConsole;
 use crate::qmp::Qmp;
+use crate::small_pages::SmallPages;
 
 /// For how long QEMU may take to greet.
 const GREETING_MAX: Duration = Duration::from_secs(60);
@@ -115,7 +116,9 @@ impl Guest {
             sockets.map(|s| Arc::new(OwnedFd::from(s))).collect();
         inherited.extend(listener.map(|listener| Arc::new(OwnedFd::from(listener))));
         inherited.extend(config.inherited.iter().cloned());
-        prepare_child(&mut command, inherited, config.outlives_parent);
+        let small_pages = config.maps_file_privately().then_some(config.memory_mib << 20);
+        let small_pages = small_pages.and_then(SmallPages::of);
+        prepare_child(&mut command, inherited, small_pages, config.outlives_parent);
         tracing::debug!(?command, "starting QEMU");
 
         let terminal = saved_terminal(config);
@@ -305,11 +308,19 @@ fn give_streams(command: &mut Command, config: &GuestConfig) {
 
 /// Sets what happens in the child between fork and exec: it keeps the sockets, and it ends with its
 /// parent or, if it may outlive it, leaves the parent's session.
-fn prepare_child(command: &mut Command, inherited: Vec<Arc<OwnedFd>>, outlives_parent: bool) {
+fn prepare_child(
+    command: &mut Command,
+    inherited: Vec<Arc<OwnedFd>>,
+    small_pages: Option<SmallPages>,
+    outlives_parent: bool,
+) {
     let parent = rustix::process::getpid();
     let in_child = move || {
         for socket in &inherited {
             rustix::io::fcntl_setfd(socket, FdFlags::empty())?;
+        }
+        if let Some(small_pages) = &small_pages {
+            small_pages.begin();
         }
         if outlives_parent {
             rustix::process::setsid()?;
@@ -322,9 +333,9 @@ fn prepare_child(command: &mut Command, inherited: Vec<Arc<OwnedFd>>, outlives_p
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure only makes system calls through rustix, which is
-    // safe after a fork of a process with threads: it takes no lock and allocates nothing (an
-    // `io::Error` from a number holds just the number).
+    // SAFETY: between fork and exec the closure only makes system calls, through rustix and
+    // seccompiler, which is safe after a fork of a process with threads: it takes no lock and
+    // allocates nothing (an `io::Error` from a number holds just the number).
     unsafe { command.pre_exec(in_child) };
 }
 

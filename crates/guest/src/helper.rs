@@ -18,12 +18,14 @@
 
 pub mod install;
 
-use std::io::{self, Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use env::{Clock, Entropy, SystemEntropy};
 use model::{Error, Kind, Result};
+
+use crate::lines::{Lines, NoLine, is_passing, time_left};
 
 /// The longest line taken from the guest, in bytes.
 pub const LINE_MAX: usize = 4096;
@@ -38,8 +40,7 @@ const GREETING: &str = "larder-helper 1";
 #[derive(Debug)]
 pub struct Helper {
     stream: UnixStream,
-    /// Bytes that came after the last whole line.
-    pending: Vec<u8>,
+    lines: Lines,
     next_number: u64,
 }
 
@@ -87,7 +88,7 @@ impl Helper {
         SystemEntropy.fill(&mut random);
         // Below 2^40: a shell counts in 64 bits with a sign, and so does everything else.
         let next_number = random.iter().fold(1, |number, byte| (number << 8) | u64::from(*byte));
-        Helper { stream, pending: Vec::new(), next_number }
+        Helper { stream, lines: Lines::new(LINE_MAX), next_number }
     }
 
     /// Asks whether the helper is there, and returns how long the answer took. What was sent before
@@ -264,35 +265,19 @@ impl Helper {
 
     /// Takes the next line.
     fn line(&mut self, verb: &str, deadline: Instant) -> Result<Vec<u8>> {
-        let mut searched = 0;
-        loop {
-            if let Some(at) = self.pending[searched..].iter().position(|byte| *byte == b'\n') {
-                let rest = self.pending.split_off(searched + at + 1);
-                return Ok(std::mem::replace(&mut self.pending, rest));
+        self.lines.next(&self.stream, deadline).map_err(|error| match error {
+            NoLine::TooLong => {
+                unavailable(verb).because(format!("it said a line of more than {LINE_MAX} bytes"))
             }
-            searched = self.pending.len();
-            if searched > LINE_MAX {
-                return Err(unavailable(verb)
-                    .because(format!("it said a line of more than {LINE_MAX} bytes")));
-            }
-            let mut bytes = [0; 1024];
-            let left = time_left(verb, deadline)?;
-            let read = self
-                .stream
-                .set_read_timeout(Some(left))
-                .and_then(|()| self.stream.read(&mut bytes));
-            match read {
-                Ok(0) => return Err(unavailable(verb).because("QEMU ended")),
-                Ok(len) => self.pending.extend_from_slice(&bytes[..len]),
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(unavailable(verb).caused_by(error)),
-            }
-        }
+            NoLine::Late => late(verb),
+            NoLine::Ended => unavailable(verb).because("QEMU ended"),
+            NoLine::Failed(source) => unavailable(verb).caused_by(source),
+        })
     }
 
     fn write(&mut self, mut bytes: &[u8], verb: &str, deadline: Instant) -> Result<()> {
         while !bytes.is_empty() {
-            let left = time_left(verb, deadline)?;
+            let left = time_left(deadline).ok_or_else(|| late(verb))?;
             let written =
                 self.stream.set_write_timeout(Some(left)).and_then(|()| self.stream.write(bytes));
             match written {
@@ -305,17 +290,8 @@ impl Helper {
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
-    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
-}
-
-fn time_left(verb: &str, deadline: Instant) -> Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(unavailable(verb).because("it did not answer in time"));
-    }
-    Ok(left)
+fn late(verb: &str) -> Error {
+    unavailable(verb).because("it did not answer in time")
 }
 
 fn unavailable(verb: &str) -> Error {
@@ -380,7 +356,7 @@ mod tests {
     use super::*;
     use env::SystemClock;
     use proptest::prelude::*;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Read};
     use std::thread::{self, JoinHandle};
 
     const SOON: Duration = Duration::from_secs(10);
@@ -433,7 +409,7 @@ mod tests {
         let mut talker = theirs.try_clone().unwrap();
         let thread = thread::spawn(move || while talker.write_all(&[b'x'; 1024]).is_ok() {});
         let (_, mut helper) = (theirs, helper);
-        helper.pending.clear();
+        helper.lines.clear();
         let deadline = Instant::now() + SOON;
         let error = helper.answer(Sent { number: 1, verb: "ping" }, deadline).unwrap_err();
         assert!(error.to_string().contains("4096"), "{error}");

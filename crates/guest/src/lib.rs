@@ -14,6 +14,8 @@
 //! | [`guest`](mod@guest) | a running QEMU: started, waited for, powered down, killed |
 //! | [`guest_agent`] | QEMU's agent in a guest: file systems that stand still for a moment |
 //! | [`qmp`] | QEMU's control channel: commands, replies, events |
+//! | `lines` | lines that QEMU or a guest sends, with limits |
+//! | `small_pages` | a guest's memory that is read from its file page by page |
 //! | [`console`] | a console that a program reads and types on |
 //! | [`helper`] | the helper in the guest: installed into a disk, spoken to over a port |
 //! | [`identity`] | what makes one copy of a machine another: given, and confirmed by the guest |
@@ -38,9 +40,11 @@ pub mod guest_agent;
 pub mod helper;
 pub mod identity;
 pub mod kernel_names;
+mod lines;
 pub mod qmp;
 pub mod screen;
 pub mod seed;
+mod small_pages;
 
 pub use accelerator::{Accelerator, pick_accelerator};
 pub use config::{Console, Drive, Growth, GuestConfig, MemoryFile, Network};

@@ -12,7 +12,7 @@
 //! **Source**: QEMU, docs/interop/qmp-spec.rst.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 use model::{Error, Kind, Result};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
+
+use crate::lines::{Lines, NoLine};
 
 /// The longest line taken, in bytes.
 pub const LINE_MAX: usize = 4 * 1024 * 1024;
@@ -50,8 +52,7 @@ pub struct Qmp {
 #[derive(Debug)]
 struct Channel {
     stream: UnixStream,
-    /// Bytes that came after the last whole line.
-    pending: Vec<u8>,
+    lines: Lines,
     events: VecDeque<Event>,
     next_id: u64,
 }
@@ -70,8 +71,8 @@ impl Qmp {
     /// # Errors
     /// `Unavailable`: QEMU ended, or did not greet within `limit`.
     pub fn connect(stream: UnixStream, limit: Duration) -> Result<Qmp> {
-        let mut channel =
-            Channel { stream, pending: Vec::new(), events: VecDeque::new(), next_id: 1 };
+        let lines = Lines::new(LINE_MAX);
+        let mut channel = Channel { stream, lines, events: VecDeque::new(), next_id: 1 };
         let deadline = Instant::now() + limit;
         while !matches!(channel.message("greet", deadline)?, Message::Greeting) {}
         channel.execute("qmp_capabilities", None, None, deadline)?;
@@ -215,48 +216,14 @@ impl Channel {
 
     /// Takes the next line.
     fn line(&mut self, what: &str, deadline: Instant) -> Result<Vec<u8>> {
-        let mut searched = 0;
-        loop {
-            if let Some(at) = self.pending[searched..].iter().position(|byte| *byte == b'\n') {
-                let rest = self.pending.split_off(searched + at + 1);
-                return Ok(std::mem::replace(&mut self.pending, rest));
+        self.lines.next(&self.stream, deadline).map_err(|error| match error {
+            NoLine::TooLong => {
+                gone(what).because(format!("a line is longer than {LINE_MAX} bytes"))
             }
-            searched = self.pending.len();
-            if searched > LINE_MAX {
-                return Err(gone(what).because(format!("a line is longer than {LINE_MAX} bytes")));
-            }
-            self.read_some(what, deadline)?;
-        }
-    }
-
-    /// Reads at least one byte.
-    fn read_some(&mut self, what: &str, deadline: Instant) -> Result<()> {
-        let mut bytes = [0; 4096];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(gone(what).because("QEMU did not answer in time"));
-            }
-            let read = self
-                .stream
-                .set_read_timeout(Some(left))
-                .and_then(|()| self.stream.read(&mut bytes));
-            match read {
-                Ok(0) => return Err(gone(what).because("QEMU ended")),
-                Ok(len) => {
-                    self.pending.extend_from_slice(&bytes[..len]);
-                    return Ok(());
-                }
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::Interrupted
-                            | io::ErrorKind::WouldBlock
-                            | io::ErrorKind::TimedOut
-                    ) => {}
-                Err(error) => return Err(gone(what).caused_by(error)),
-            }
-        }
+            NoLine::Late => gone(what).because("QEMU did not answer in time"),
+            NoLine::Ended => gone(what).because("QEMU ended"),
+            NoLine::Failed(source) => gone(what).caused_by(source),
+        })
     }
 }
 
@@ -299,6 +266,7 @@ fn understand(line: &[u8]) -> Message {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::io::Read;
     use std::thread;
 
     const SOON: Duration = Duration::from_secs(10);

@@ -103,6 +103,7 @@ impl FuseMount {
         if tree.versions_are_mapped() {
             owner.version_mode = 0o660;
         }
+        let read_ahead_len = tree.read_ahead_len_max().unwrap_or(REQUEST_LEN_MAX);
         let acl = access();
         let (fd, helper) = attach(&folder, acl)?;
         let mut config = Config::default();
@@ -121,7 +122,7 @@ impl FuseMount {
                 return Err(failed(&folder, error));
             }
         };
-        widen_readahead(&device);
+        set_readahead(&device, read_ahead_len);
         Ok(FuseMount { folder, device, connection, ended, helper, over: false })
     }
 
@@ -395,11 +396,12 @@ fn mounted_device(folder: &Path) -> io::Result<String> {
     }
 }
 
-/// Lets sequential readers run ahead by whole requests: what is asked for while the session starts
-/// is capped at the kernel's default of 128 KiB. Only root may, and nothing breaks without.
-fn widen_readahead(device: &str) {
+/// Lets sequential readers run ahead by so many bytes, as a rule by whole requests: what is asked for
+/// while the session starts is capped at the kernel's default of 128 KiB. Only root may, and nothing
+/// breaks without.
+fn set_readahead(device: &str, len: u32) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&path, (REQUEST_LEN_MAX / 1024).to_string()) {
+    if let Err(error) = std::fs::write(&path, (len / 1024).to_string()) {
         tracing::debug!(%error, path, "readahead stays as it is");
     }
 }

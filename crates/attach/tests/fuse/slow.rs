@@ -9,6 +9,7 @@ use attach::fuse::Tree;
 use model::device::{Device, Extent, ExtentKind};
 use model::{Error, ImageName, Kind, MirrorName, Result, VersionId, VersionNumber};
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::mounted::{mirror, mount_tree, wait_until};
 
@@ -20,6 +21,7 @@ struct Gate {
     waiting_count: AtomicUsize,
     flush_count: AtomicUsize,
     open_count: AtomicUsize,
+    read_len: AtomicUsize,
     opened: Mutex<bool>,
     changed: Condvar,
 }
@@ -86,6 +88,7 @@ impl Device for Scripted {
     }
     fn read(&self, _offset: u64, buffer: &mut [u8]) -> Result<()> {
         buffer.fill(7);
+        self.gate.read_len.fetch_add(buffer.len(), Ordering::SeqCst);
         self.act()
     }
     fn write(&self, _offset: u64, _bytes: &[u8]) -> Result<()> {
@@ -154,6 +157,68 @@ impl Tree for ScriptedTree {
     fn commit_mirror(&self, mirror: &MirrorName) -> Result<VersionId> {
         Err(Error::new(Kind::Full, "commit", mirror.to_string()))
     }
+}
+
+/// The same, of which the kernel may read one page ahead.
+struct PageByPage(ScriptedTree);
+
+impl Tree for PageByPage {
+    fn read_ahead_len_max(&self) -> Option<u32> {
+        Some(4096)
+    }
+    fn images(&self) -> Result<Vec<ImageName>> {
+        self.0.images()
+    }
+    fn versions(&self, image: &ImageName) -> Result<Vec<VersionNumber>> {
+        self.0.versions(image)
+    }
+    fn version_length(&self, version: &VersionId) -> Result<u64> {
+        self.0.version_length(version)
+    }
+    fn open_version(&self, version: &VersionId) -> Result<Arc<dyn Device>> {
+        self.0.open_version(version)
+    }
+    fn mirrors(&self) -> Result<Vec<MirrorName>> {
+        self.0.mirrors()
+    }
+    fn mirror_length(&self, mirror: &MirrorName) -> Result<u64> {
+        self.0.mirror_length(mirror)
+    }
+    fn open_mirror(&self, mirror: &MirrorName) -> Result<Arc<dyn Device>> {
+        self.0.open_mirror(mirror)
+    }
+    fn clone_mirror(&self, mirror: &MirrorName, image: &ImageName) -> Result<VersionId> {
+        self.0.clone_mirror(mirror, image)
+    }
+    fn commit_mirror(&self, mirror: &MirrorName) -> Result<VersionId> {
+        self.0.commit_mirror(mirror)
+    }
+}
+
+#[test]
+fn a_mapped_page_is_read_without_its_neighbours_where_a_tree_limits_the_kernel() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root may tell the kernel.
+        return;
+    }
+    let touch = |tree: Arc<dyn Tree>, gate: &Gate| {
+        let (_scratch, mount) = mount_tree(tree);
+        let file = File::open(mount.folder().join("mirrors/plain")).unwrap();
+        let (len, access, flags) = (LENGTH as usize, ProtFlags::READ, MapFlags::PRIVATE);
+        // SAFETY: a new private mapping of a file that stays mounted, of which one byte within its
+        // length is read before it goes.
+        unsafe {
+            let start =
+                rustix::mm::mmap(std::ptr::null_mut(), len, access, flags, &file, 0).unwrap();
+            assert_eq!(start.cast::<u8>().add(len / 2).read_volatile(), 7);
+            rustix::mm::munmap(start, len).unwrap();
+        }
+        gate.read_len.load(Ordering::SeqCst)
+    };
+    let gate = Arc::new(Gate::default());
+    assert_eq!(touch(Arc::new(PageByPage(ScriptedTree(gate.clone()))), &gate), 4096);
+    let gate = Arc::new(Gate::default());
+    assert!(touch(Arc::new(ScriptedTree(gate.clone())), &gate) > 64 << 10);
 }
 
 #[test]

@@ -51,13 +51,13 @@ pub struct Resume {
     #[arg(long)]
     cpus: Option<u32>,
     /// The host name; with several copies, NAME-1, NAME-2... Without this, the mirror's name.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "no_identity")]
     host_name: Option<String>,
     /// A file of public SSH keys that may log in as root, or as USER with USER:FILE.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_identity")]
     ssh_keys: Vec<String>,
     /// A file of user-data for cloud-init; a script where it begins with `#!`.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_identity")]
     user_data: Option<PathBuf>,
     /// Leave each copy as it is: machine id, host name, SSH host keys and clock are the original's.
     /// A machine of `larder suspend` is the original, so this is what it gets.
@@ -99,6 +99,13 @@ impl Resume {
         let names = self.names()?;
         disks.sweep(MIRROR_PREFIX)?;
         let is_copy = machine.record.origin == MachineOrigin::Baked;
+        let is_named = self.host_name.is_some() || !self.ssh_keys.is_empty();
+        if !is_copy && (is_named || self.user_data.is_some()) {
+            return Err(Error::new(Kind::Refused, "resume", machine.version.id.to_string())
+                .because(
+                    "a suspended guest stays who it was: it takes no name, keys or user-data",
+                ));
+        }
         let start = |(index, name): (usize, &MirrorName)| -> Result<Copy> {
             let folder = RunFolder::make()?;
             let request = ResumeRequest {

@@ -125,6 +125,7 @@ fn what_nobody_can_give_a_machine_is_refused_before_a_guest_starts() {
         ("resume guest-machine --user-data nowhere", "nowhere"),
         ("resume guest-machine@9 --no-identity", "guest-machine@9"),
         ("bake guest --memory 1TiB", "64 GiB"),
+        ("bake guest --no-helper --ready helper", "no helper"),
     ] {
         let refused = larder.fails(line);
         assert!(refused.message.contains(word), "{line}: {refused:?}");
