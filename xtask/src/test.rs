@@ -7,7 +7,7 @@ use model::Result;
 use crate::setup::{self, For};
 use crate::steps::Steps;
 use crate::workspace::cargo;
-use crate::{bench, layers, process, soak};
+use crate::{bench, images, layers, process, soak};
 
 /// What to test.
 #[derive(clap::Args)]
@@ -42,9 +42,20 @@ pub fn take(steps: &mut Steps, arguments: &[String]) -> Result<()> {
             setup::ensure(For::Demo)?;
             process::run(&mut built_debian())
         })?;
+        steps.take("a machine of Debian", machines)?;
         steps.take("benches, small", bench::run_small)?;
     }
     Ok(())
+}
+
+/// A real Debian, baked once and kept under `target/machines`: its copies' identities and growth, and a
+/// process that goes on counting after a suspend.
+fn machines() -> Result<()> {
+    let images = images::ensure(&[&images::MINIMAL])?;
+    let mut command = cargo();
+    command.args(["test", "--locked", "--package", "cli", "--test", "larder", "--", "--quiet"]);
+    command.args(["--test-threads=1", "copies_of_a_debian", "a_debian_that_counts"]);
+    process::run(command.env("LARDER_TEST_IMAGE", &images[0]))
 }
 
 fn run_tests(arguments: &[String]) -> Result<()> {

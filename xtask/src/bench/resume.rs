@@ -4,7 +4,7 @@
 //! machine shows in all of them.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use model::{Error, Kind, Result};
@@ -29,47 +29,51 @@ const END_MAX: Duration = Duration::from_secs(60);
 /// Copies that are resumed at once.
 const MANY: &str = "20";
 
+/// A folder in which baked machines stay from one run to the next: a run on a machine that is kept free
+/// for it then has no boots in it. None: they are baked anew.
+const KEPT: &str = "LARDER_BENCH_MACHINES";
+
+/// How many rounds; 0 only bakes.
+const ROUNDS: &str = "LARDER_BENCH_ROUNDS";
+
 fn run(session: &mut Session) -> Result<()> {
-    let disks = images::ensure(&[&images::MINIMAL, &images::NGINX])?;
     let rounds = if session.size == Size::Full { 10 } else { 1 };
-    let folder = session.folder.path().join("larder");
-    let larder = inputs::larder(session, "larder")?;
-    let mut boot = 0.0;
-    for (disk, name) in disks.iter().zip(["minimal", "nginx"]) {
-        larder.json(&["import", inputs::text(disk)?, name])?;
-        let baked = larder.json(&["bake", name])?;
-        let mib = |key| baked.number(key).map(|bytes| bytes as f64 / f64::from(1 << 20));
-        let columns = vec![
-            ("boot_seconds", baked.fraction("boot_seconds")?),
-            ("bake_seconds", baked.fraction("seconds")?),
-            ("data_mib", mib("memory_data_bytes")?),
-            ("new_mib", mib("memory_new_bytes")?),
-            ("stored_mib", mib("memory_stored_bytes")?),
-        ];
-        if name == "minimal" {
-            boot = columns[0].1;
-        }
-        session.rows.add(Row { contender: format!("bake {name}"), round: 0, columns });
+    let asked = std::env::var(ROUNDS).ok();
+    let rounds = asked.and_then(|text| text.parse().ok()).unwrap_or(rounds);
+    let own = session.folder.path().join("larder");
+    let folder = std::env::var_os(KEPT).map_or(own, PathBuf::from);
+    let larder = Larder::new(inputs::binary(session.size)?, &folder);
+    let boot = bakes(session, &larder, &folder.join("bakes.json"))?;
+    if rounds == 0 {
+        return Ok(());
     }
     let state = folder.join("state");
     let repository = folder.join("repository");
     let warm: &[&str] = &["resume", "minimal-machine", "--no-network"];
+    // Who it is comes after the answer, and is measured in the others.
+    let cold = [warm, &["--no-identity"]].concat();
     let grown = [warm, &["--cpus", "2", "--memory", "512MiB"]].concat();
+    bring_all(&larder, &cold)?;
     for round in 0..rounds {
-        let mut measure = |who: &str, options: &[&str]| -> Result<()> {
+        let mut measure = |who: &str, is_here: bool, options: &[&str]| -> Result<()> {
             let told = resume(&larder, options)?;
             session.rows.add(Row { contender: who.into(), round, columns: times(&told)? });
-            end(&told)
+            end(&told)?;
+            match told["memory_was_here"] == is_here {
+                true => Ok(()),
+                false => Err(Error::new(Kind::Bug, "measure", who)
+                    .because("its memory was elsewhere than this row says")),
+            }
         };
-        measure("warm", warm)?;
-        measure("grown to 2 CPUs, 512 MiB", &grown)?;
+        measure("warm", true, warm)?;
+        measure("grown to 2 CPUs, 512 MiB", true, &grown)?;
         forget(&state)?;
-        measure("cold, all of it on this host", warm)?;
+        measure("cold, all of it on this host", true, &cold)?;
         fs::remove_dir_all(state.join("bases")).ok();
         forget(&repository)?;
         forget(&state)?;
-        measure("cold, none of it here", warm)?;
-        measure("until all of it is here", warm)?;
+        measure("cold, none of it here", false, &cold)?;
+        bring_all(&larder, &cold)?;
     }
     many(session, &larder, rounds.min(3))?;
     suspend(session, &larder, rounds.min(5))?;
@@ -84,6 +88,58 @@ fn run(session: &mut Session) -> Result<()> {
     );
     session.notes.push(note);
     Ok(())
+}
+
+/// Bakes what there is not yet. Returns how many seconds the boot of the first took.
+fn bakes(session: &mut Session, larder: &Larder, kept: &Path) -> Result<f64> {
+    if let Ok(text) = fs::read(kept) {
+        let rows: Vec<(String, [f64; COLUMNS.len()])> =
+            serde_json::from_slice(&text).map_err(|source| {
+                Error::new(Kind::Invalid, "read", kept.display().to_string()).caused_by(source)
+            })?;
+        let boot = rows.first().map_or(0.0, |(_, values)| values[0]);
+        rows.into_iter().for_each(|(name, values)| session.rows.add(baked_row(name, values)));
+        return Ok(boot);
+    }
+    let disks = images::ensure(&[&images::MINIMAL, &images::NGINX])?;
+    let mut rows = Vec::new();
+    for (disk, name, options) in [
+        (&disks[0], "minimal", &[][..]),
+        (&disks[1], "nginx", &[]),
+        (&disks[0], "minimal", &["--memory", "512MiB", "--to", "big"]),
+    ] {
+        if options.is_empty() {
+            larder.json(&["import", inputs::text(disk)?, name])?;
+        }
+        let baked = larder.json(&[&["bake", name], options].concat())?;
+        let mut values = [0.0; COLUMNS.len()];
+        for (value, (_, key)) in values.iter_mut().zip(COLUMNS) {
+            *value = baked.fraction(key)?;
+            if key.ends_with("_bytes") {
+                *value /= f64::from(1 << 20);
+            }
+        }
+        let name = [&["bake", name], options].concat().join(" ");
+        session.rows.add(baked_row(name.clone(), values));
+        rows.push((name, values));
+    }
+    let failed = |error| Error::io("write", kept.display().to_string(), error);
+    fs::write(kept, serde_json::json!(rows).to_string()).map_err(failed)?;
+    Ok(rows[0].1[0])
+}
+
+/// What is told of a bake: the column, and larder's key for it.
+const COLUMNS: [(&str, &str); 5] = [
+    ("boot_seconds", "boot_seconds"),
+    ("bake_seconds", "seconds"),
+    ("data_mib", "memory_data_bytes"),
+    ("new_mib", "memory_new_bytes"),
+    ("stored_mib", "memory_stored_bytes"),
+];
+
+fn baked_row(contender: String, values: [f64; COLUMNS.len()]) -> Row {
+    let columns = COLUMNS.iter().map(|(column, _)| *column).zip(values).collect();
+    Row { contender, round: 0, columns }
 }
 
 fn processors() -> f64 {
@@ -113,6 +169,33 @@ fn times(told: &Value) -> Result<Vec<(&'static str, f64)>> {
 
 fn guests(told: &Value) -> impl Iterator<Item = u64> {
     told["guests"].as_array().into_iter().flatten().filter_map(|guest| guest["pid"].as_u64())
+}
+
+/// Resumes copies until one maps the machine's own file: all of it is on this host then.
+fn bring_all(larder: &Larder, options: &[&str]) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < END_MAX {
+        let told = resume(larder, options)?;
+        while is_completing(told["larder_pid"].as_u64().unwrap_or(0)) && began.elapsed() < END_MAX {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        end(&told)?;
+        if told["memory_was_here"] == true {
+            return Ok(());
+        }
+    }
+    Err(Error::new(Kind::Unavailable, "bring", "a machine to this host"))
+}
+
+/// Whether a larder has a thread that brings the rest of a machine.
+fn is_completing(larder: u64) -> bool {
+    let threads = fs::read_dir(format!("/proc/{larder}/task"));
+    let mut names = threads
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|thread| fs::read_to_string(thread.path().join("comm")).unwrap_or_default());
+    names.any(|name| name.trim() == "complete")
 }
 
 /// Ends copies, and waits until larder has tidied up behind them.
@@ -179,7 +262,6 @@ fn rollup_mib(pid: u64, key: &str) -> f64 {
 }
 
 fn suspend(session: &mut Session, larder: &Larder, rounds: u32) -> Result<()> {
-    larder.json(&["bake", "minimal", "--memory", "512MiB", "--to", "big"])?;
     let options = ["resume", "big", "--suspendable", "--mirror", "big"];
     let told = resume(larder, &options)?;
     for round in 0..rounds {

@@ -80,6 +80,8 @@ pub const AGENT: Recipe = Recipe {
 };
 
 /// The same with cloud-init and an SSH server.
+///
+/// QEMU's guest agent is there too: by it a bake knows that all services have started.
 pub const CLOUD: Recipe = Recipe {
     name: "cloud",
     suite: "bookworm",
@@ -93,6 +95,7 @@ pub const CLOUD: Recipe = Recipe {
         "cloud-init",
         "netplan.io",
         "openssh-server",
+        "qemu-guest-agent",
     ],
     disk_mib: 2048,
     boot_mib: 63,
