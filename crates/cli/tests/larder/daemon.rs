@@ -232,10 +232,11 @@ fn a_crowd_attaches_at_once_and_all_are_noted() {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "whoever looks is told what was not tested")]
 fn the_unit_is_one_that_systemd_understands() {
     let larder = Larder::new();
     if !larder.try_shell("command -v systemd-analyze").0 {
-        eprintln!("without systemd nobody can say");
+        eprintln!("skipped: there is no systemd-analyze");
         return;
     }
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../contrib/larder-host.service");
