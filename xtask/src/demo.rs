@@ -1,24 +1,23 @@
 //! The main job on real images: from a disk file to a booted guest, and its changes back as a version.
 //!
 //! ```text
+//!   recipes --build, by stages--> minimal.raw, nginx.raw, in a repository of their own
 //!   minimal.raw --import--> minimal@1 --attach--> mirror --NBD--> guest: writes a file
 //!   nginx.raw ---import--> nginx@1                  |
 //!                                                commit, the guest running
 //!                                                   v
 //!                          minimal@2 --attach--> mirror --NBD--> guest: reads the file
-//!   minimal.raw --copy--> plain file ---------------------------> guest, for comparison
-//!   recipe --build, by stages--> web@1; another page --build--> web@2 --attach--> guest
+//!   minimal.raw ------------------------------------------------> guest, for comparison
+//!   recipe upon the same core --build--> web@1; another page --build--> web@2 --attach--> guest
 //! ```
 //!
-//! **Failure**: whatever ends the demo, its processes end and its folders go; images stay for the
-//! next run.
+//! **Failure**: whatever ends the demo, its processes end and its folders go.
 
 pub mod larder;
 mod order;
 mod table;
 
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use guest::{Console, Drive, Guest, GuestConfig};
@@ -30,7 +29,7 @@ use crate::images;
 use crate::process::{self, Registered};
 use crate::setup::{self, For};
 use crate::steps::seconds;
-use crate::workspace::{self, cargo, system_program};
+use crate::workspace::{self, cargo};
 
 /// How to run the demo.
 #[derive(clap::Args)]
@@ -53,21 +52,25 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(90);
 pub fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     setup::ensure(For::Demo)?;
-    let (images, binary) = prepare(options)?;
-    let [minimal, nginx] = &images[..] else {
-        return Err(Error::new(Kind::Bug, "run", "the demo").because("two images were asked for"));
-    };
+    let binary = prepare(options)?;
     let place = Place::make()?;
-    let larder = Larder::new(binary, place.data.path());
+    let larder = Larder::new(binary.clone(), place.data.path());
+
+    println!("\n== two Debian disks to order, by stages");
+    let kitchen = place.data.path().join("kitchen");
+    std::fs::create_dir(&kitchen)
+        .map_err(|source| Error::io("make", kitchen.display().to_string(), source))?;
+    let builder = Larder::new(binary, &kitchen);
+    let [minimal, nginx] = order::two_disks(&builder, &kitchen)?;
 
     println!("\n== two images, imported");
-    let first = larder.json(&["import", &text(minimal)?, "minimal"])?;
+    let first = larder.json(&["import", &text(&minimal)?, "minimal"])?;
     say_import(&first)?;
-    let second = larder.json(&["import", &text(nginx)?, "nginx"])?;
+    let second = larder.json(&["import", &text(&nginx)?, "nginx"])?;
     say_import(&second)?;
 
     println!("\n== a guest from the plain file, for comparison");
-    let plain_login = boot_plain(minimal, place.data.path())?;
+    let plain_login = boot_plain(&minimal)?;
     println!("login prompt after {}", seconds(plain_login));
 
     println!("\n== a guest from a mirror of minimal@1");
@@ -100,10 +103,10 @@ pub fn run(options: &Options) -> Result<()> {
         second_stored_bytes: second.number("stored_bytes")?,
     }
     .print();
-    println!("\n== an image to order, by stages");
-    order::build_twice(&larder, place.data.path())?;
-    let reference = format!("web@{}", larder.json(&["show", "web"])?.number("version")?);
-    let (login, page) = read_page(&larder, &place, &reference)?;
+    println!("\n== another image upon their core, and again with another page");
+    order::build_twice(&builder, &kitchen)?;
+    let reference = format!("web@{}", builder.json(&["show", "web"])?.number("version")?);
+    let (login, page) = read_page(&builder, &place, &reference)?;
     println!("{reference}: login prompt after {}, its page is {page:?}", seconds(login));
     if page != "another page" {
         return Err(Error::new(Kind::Corrupt, "read", "the page").because(page));
@@ -114,7 +117,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Where the demo keeps its things; both folders go when it ends.
 struct Place {
-    /// The repository, the mirrors, the plain file.
+    /// The repositories, the mirrors, the disks.
     data: tempfile::TempDir,
     /// Sockets: their paths must be short.
     sockets: tempfile::TempDir,
@@ -137,28 +140,15 @@ impl Place {
     }
 }
 
-/// Makes the images and the binary, side by side.
-fn prepare(options: &Options) -> Result<(Vec<PathBuf>, PathBuf)> {
-    println!("== two Debian images and larder itself");
-    let recipes = [&images::MINIMAL, &images::NGINX];
-    thread::scope(|scope| {
-        let images = scope.spawn(|| images::ensure(&recipes));
-        let binary = match &options.larder {
-            Some(binary) => Ok(binary.clone()),
-            None => process::run(cargo().args([
-                "build",
-                "--release",
-                "--locked",
-                "--package",
-                "cli",
-                "--quiet",
-            ]))
-            .map(|()| workspace::target().join("release/larder")),
-        };
-        let images =
-            images.join().unwrap_or_else(|_| Err(Error::new(Kind::Bug, "build", "the images")))?;
-        Ok((images, binary?))
-    })
+/// Makes the binary, unless there is one.
+fn prepare(options: &Options) -> Result<PathBuf> {
+    if let Some(binary) = &options.larder {
+        return Ok(binary.clone());
+    }
+    println!("== larder itself");
+    let arguments = ["build", "--release", "--locked", "--package", "cli", "--quiet"];
+    process::run(cargo().args(arguments))?;
+    Ok(workspace::target().join("release/larder"))
 }
 
 fn say_import(import: &larder::Answer) -> Result<()> {
@@ -208,17 +198,10 @@ impl Booted {
     }
 }
 
-/// Boots a copy of the image, since a guest writes to its disk.
-fn boot_plain(image: &Path, folder: &Path) -> Result<Duration> {
-    let path = folder.join("plain.raw");
-    let mut command = system_program("cp");
-    process::run(command.args(["--sparse=always", "--"]).arg(image).arg(&path))?;
-    let booted = boot(Drive::File { path: path.clone(), read_only: false })?;
-    let login = booted.login;
-    drop(booted);
-    std::fs::remove_file(&path)
-        .map_err(|source| Error::io("remove", path.display().to_string(), source))?;
-    Ok(login)
+/// Boots the disk file itself, which nobody needs any more: it was imported.
+fn boot_plain(image: &Path) -> Result<Duration> {
+    let booted = boot(Drive::File { path: image.to_path_buf(), read_only: false })?;
+    Ok(booted.login)
 }
 
 /// What a guest's stay on a mirror gave.
