@@ -158,6 +158,12 @@ pub(crate) fn file_name(package: &LockedPackage) -> String {
     format!("{}_{version}_{}.deb", package.name, package.architecture)
 }
 
+/// Whether apt was told that there is no such file: `404  Not Found`. The digits alone may be of a port.
+fn is_not_there(said: &str) -> bool {
+    let words: Vec<&str> = said.split_whitespace().collect();
+    words.windows(2).any(|pair| pair == ["404", "Not"])
+}
+
 fn missing_package(package: &LockedPackage, cause: Option<Error>) -> Error {
     let subject = format!("{} {}", package.name, package.version);
     let error = Error::new(Kind::Unavailable, "fetch the package", subject);
@@ -167,7 +173,7 @@ fn missing_package(package: &LockedPackage, cause: Option<Error>) -> Error {
             .because(format!("what the archive has is not what was locked: {said}"))
             .hint("`larder build --update` asks the archive what there is now");
     }
-    if said.contains("404") {
+    if is_not_there(&said) {
         return error.because(said).hint(
             "`larder build --update` asks what there is now; an archive that names what it does not \
              have is being changed, or its release has reached its end and has moved: say where to \
@@ -175,4 +181,17 @@ fn missing_package(package: &LockedPackage, cause: Option<Error>) -> Error {
         );
     }
     error.because(said).hint("try again later; `larder build --update` asks what there is now")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_with_the_digits_of_an_answer_is_no_answer() {
+        let said = "E: Failed to fetch http://localhost:40412/a.deb  Connection failed";
+        assert!(!is_not_there(said));
+        let said = "E: Failed to fetch http://localhost:80/a.deb  404  Not Found [IP: ::1 80]";
+        assert!(is_not_there(said));
+    }
 }
