@@ -52,7 +52,8 @@ pub fn run(options: &Options) -> Result<()> {
 pub fn guests(arguments: &[&str]) -> Result<std::process::Command> {
     let images = images::ensure(&[&images::VERIFY])?;
     let mut command = cargo();
-    command.args(["test", "--locked", "--package", "cli", "--test", "larder"]);
+    // Of the whole workspace: for one package alone its dependencies were built again, with other features.
+    command.args(["test", "--locked", "--workspace", "--test", "larder"]);
     command.args(["--", "--include-ignored"]).args(arguments);
     command.env("LARDER_VERIFY_IMAGE", &images[0]);
     Ok(command)

@@ -53,7 +53,7 @@ pub fn take(steps: &mut Steps, arguments: &[String]) -> Result<()> {
 fn machines() -> Result<()> {
     let images = images::ensure(&[&images::MINIMAL])?;
     let mut command = cargo();
-    command.args(["test", "--locked", "--package", "cli", "--test", "larder", "--", "--quiet"]);
+    command.args(["test", "--locked", "--workspace", "--test", "larder", "--", "--quiet"]);
     command.args(["--test-threads=1", "copies_of_a_debian", "a_debian_that_counts"]);
     process::run(command.env("LARDER_TEST_IMAGE", &images[0]))
 }
