@@ -4,7 +4,7 @@
 //! | (no boot code) ext4: boot/vmlinuz-6.1.0-10, boot/initrd.img-6.1.0-10 |  ─►  -kernel, -initrd, -append
 //! ```
 //!
-//! **Invariants**: nothing is mounted; no more than [`KERNEL_LEN_MAX`] bytes of each are taken out.
+//! **Invariants**: nothing is mounted; no more than `KERNEL_LEN_MAX` bytes of each are taken out.
 //!
 //! **Failure**: a disk's file system is not trusted: what is damaged is an error.
 
