@@ -126,6 +126,11 @@ pub fn is_alive(process: u64) -> bool {
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
+/// The threads of a process that have not ended, and the first one in any case.
+fn thread_count(process: u64) -> usize {
+    std::fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count)
+}
+
 /// The processes whose command line has some text.
 pub fn processes_with(text: &str) -> Vec<u64> {
     let has_it = |path: PathBuf| {
@@ -337,11 +342,14 @@ fn a_resume_that_is_killed_takes_its_guests_with_it() {
     let larder = baked();
     std::fs::rename(larder.path("state"), larder.path("before")).unwrap();
     let told = larder.json("resume guest-machine --count 2 --no-identity --no-network --detach");
-    end(told["larder_pid"].as_u64().unwrap());
+    let killed = told["larder_pid"].as_u64().unwrap();
+    end(killed);
     for guest in told["guests"].as_array().unwrap() {
         let pid = guest["pid"].as_u64().unwrap();
         wait_until("the guest ends with larder", || !is_alive(pid));
     }
+    // Its guests end with its first thread; its locks go with the last.
+    wait_until("larder's last thread ends", || thread_count(killed) <= 1 && !is_alive(killed));
     let again = Copies::resume(&larder, "guest-machine");
     assert_eq!(said_until(&mut again.console(0), b'b'), b"b");
     assert_eq!(larder.json("mirrors")["mirrors"].as_array().unwrap().len(), 1, "tidied up");

@@ -42,5 +42,7 @@ fn stays_below_256_mib(larder: &Larder, line: &str) {
     assert!(import.wait().unwrap().success());
     let last = peaks[peaks.len() - 1];
     assert!(last < 256 * MIB, "{last} bytes at the end");
-    assert!(last < peaks[319] + peaks[319] / 4, "it grows: {} then {last}", peaks[319]);
+    // What grows with the length would be twice as much; how much is under way at once is the
+    // scheduler's to say.
+    assert!(last < peaks[319] + peaks[319] / 2, "it grows: {} then {last}", peaks[319]);
 }
