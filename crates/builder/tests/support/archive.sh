@@ -1,4 +1,4 @@
-# Makes an archive of tiny packages in the folder $1, with the kernel in the file $2, signed with a key that nobody else has:
+# Makes an archive of tiny packages in the folder $1, with the kernel in the file $2 (an empty one without), signed with a key that nobody else has:
 #   tools     what dpkg and shell scripts need, from this machine's own programs; essential
 #   foreign   a `tools` of arm64: a name and nothing in it
 #   tiny      a file, a configuration step; depends on tools
@@ -73,7 +73,7 @@ mkdir -p kernel/boot
 for what in vmlinuz initrd.img; do head -c 200000 /dev/zero | tr '\0' "${what%%[!v]*}k" > kernel/boot/$what-1; done
 control small 1.0 all 'Depends: tools
 '
-mkdir -p small/boot; cp "$2" small/boot/vmlinuz-1; echo none > small/boot/initrd.img-1
+mkdir -p small/boot; cp "${2:-/dev/null}" small/boot/vmlinuz-1; echo none > small/boot/initrd.img-1
 control broken 1.0 all 'Depends: tools
 '
 script broken 'echo this package is broken >&2; exit 7'
