@@ -402,8 +402,13 @@ fn bring_working_set(
     let (repository, version) = (repository.clone(), version.clone());
     let (view, memory) = (view.clone(), Arc::downgrade(memory));
     let bring = move || {
-        let Some(reads) = working_set::bring(&repository, &version, &view) else { return };
+        let Some(set) = working_set::find(&repository, &version) else { return };
+        let is_here = memory.upgrade().is_some_and(|memory| memory.is_complete());
+        if !is_here {
+            view.prefetch_boot_set(set.clone());
+        }
         drop(view);
+        let reads: Vec<_> = set.reads().iter().map(|read| read.read).collect();
         if let Some(memory) = memory.upgrade() {
             memory.warm(&reads);
         }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use catalog::VersionRecord;
 use mirror::ReadOnlyView;
-use model::boot_set::FirstRead;
+use model::boot_set::{BootSet, FirstRead};
 use model::device::{Device, Extent};
 use model::{BLOCK_LEN, Result};
 use repository::Repository;
@@ -111,24 +111,16 @@ pub fn is_known(repository: &Repository, version: &VersionRecord) -> bool {
     sets.is_ok_and(|sets| sets.iter().any(|set| set.name == RESUME))
 }
 
-/// Begins to bring what a resume of a machine needs. Runs of bytes in the order in which they will be
-/// needed; none where nobody has noted them yet.
-pub fn bring(
-    repository: &Repository,
-    version: &VersionRecord,
-    view: &Arc<ReadOnlyView>,
-) -> Option<Vec<FirstRead>> {
-    let found = match repository.boot_set(version, RESUME) {
+/// What a resume of a machine needs; none where nobody has noted it yet.
+pub fn find(repository: &Repository, version: &VersionRecord) -> Option<Arc<BootSet>> {
+    match repository.boot_set(version, RESUME) {
         // A machine's parent is its disk: of that a set of this name tells nothing.
-        Ok(found) => found.filter(|found| found.record.content == version.facts.content)?,
+        Ok(found) => Some(found.filter(|found| found.record.content == version.facts.content)?.set),
         Err(error) => {
             tracing::debug!("no working set: {}", error.chain());
-            return None;
+            None
         }
-    };
-    let reads = found.set.reads().iter().map(|read| read.read).collect();
-    view.prefetch_boot_set(found.set);
-    Some(reads)
+    }
 }
 
 /// Keeps what a resume needed.

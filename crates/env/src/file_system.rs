@@ -117,6 +117,13 @@ pub trait FileSystem: Send + Sync + Debug {
     /// Makes the names in a folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
 
+    /// Makes files, and the names in folders, durable; in no order. A system that can does it at
+    /// once: what many wait for, a journal commits together.
+    fn sync_together(&self, files: &[&dyn File], folders: &[&Path]) -> io::Result<()> {
+        files.iter().try_for_each(|file| file.sync())?;
+        folders.iter().try_for_each(|folder| self.sync_folder(folder))
+    }
+
     /// True where something has that name.
     fn exists(&self, path: &Path) -> io::Result<bool>;
 

@@ -20,6 +20,8 @@ pub struct RealFileSystem;
 #[derive(Debug)]
 struct RealFile(std::fs::File);
 
+type Sync<'a> = Box<dyn Fn() -> io::Result<()> + Send + std::marker::Sync + 'a>;
+
 impl FileSystem for RealFileSystem {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let mut options = std::fs::OpenOptions::new();
@@ -57,6 +59,26 @@ impl FileSystem for RealFileSystem {
         // The parent of `state` is the empty path, which means the current folder.
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         std::fs::File::open(folder)?.sync_all()
+    }
+
+    fn sync_together(&self, files: &[&dyn File], folders: &[&Path]) -> io::Result<()> {
+        // One thread for each: in turn they are as many commits of ext4's journal, at once they
+        // are one or two (5 to 8 ms instead of 30 for a new mirror's five names).
+        let files = files.iter().map(|file| Box::new(|| file.sync()) as Sync<'_>);
+        let folders =
+            folders.iter().map(|folder| Box::new(|| self.sync_folder(folder)) as Sync<'_>);
+        let syncs: Vec<Sync<'_>> = files.chain(folders).collect();
+        let Some((here, others)) = syncs.split_first() else { return Ok(()) };
+        std::thread::scope(|scope| {
+            let spawn = |sync| std::thread::Builder::new().spawn_scoped(scope, sync);
+            let spawned: Vec<_> = others.iter().map(|sync| (sync, spawn(sync))).collect();
+            spawned.into_iter().fold(here(), |found, (sync, thread)| {
+                // Where no thread was to be had it is done here.
+                let done = thread
+                    .map_or_else(|_| sync(), |thread| thread.join().unwrap_or_else(|_| sync()));
+                found.and(done)
+            })
+        })
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {

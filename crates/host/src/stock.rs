@@ -17,7 +17,7 @@ use model::progress::{Cancel, Silent};
 use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
 use repository::repository::Machine;
 use repository::{Repository, RepositoryChunks, Stock, StockedSet, SyncRequest, Wanted};
-use store::{Chunk, ChunkStore};
+use store::{Chunk, ChunkStore, StoredChunk};
 
 /// How often a daemon syncs the stock.
 const SYNC_EVERY: Duration = Duration::from_secs(600);
@@ -106,6 +106,10 @@ impl ChunkStore for StockedChunks {
 
     fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
         self.chunks.chunk(chunk)
+    }
+
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
+        self.chunks.chunk_as_stored(chunk)
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

@@ -102,15 +102,19 @@ impl Base {
         let data = file_system.open(&data_path, OpenMode::OpenOrCreate).map_err(failed)?;
         let data_len = block_count(length) * BLOCK_LEN as u64;
         let sound = known && data.len().map_err(failed)? == data_len;
-        if !sound {
-            data.set_len(data_len).and_then(|()| data.sync()).map_err(failed)?;
-        }
         let presence =
             file_system.open(&folder.join("presence"), OpenMode::OpenOrCreate).map_err(failed)?;
         let checkpoint = header(PresenceKind::Checkpoint);
         if !sound || !is_of(&*presence, &checkpoint)? {
-            begin(&*presence, &checkpoint).and_then(|()| presence.sync()).map_err(failed)?;
-            sync_names(file_system, folder).map_err(failed)?;
+            let was_used = !presence.is_empty().map_err(failed)?;
+            begin(&*presence, &checkpoint).map_err(failed)?;
+            if was_used {
+                // No bit may tell of the data that is made now.
+                presence.sync().map_err(failed)?;
+            }
+            data.set_len(data_len).map_err(failed)?;
+            let folders: Vec<&Path> = folder.ancestors().take(4).collect();
+            file_system.sync_together(&[&*data, &*presence], &folders).map_err(failed)?;
         }
         let users =
             file_system.open(&folder.join("users"), OpenMode::OpenOrCreate).map_err(failed)?;
@@ -420,9 +424,4 @@ impl Base {
         let blocks = loaded + self.let_go_blocks.load(Ordering::Relaxed);
         (blocks * BLOCK_LEN as u64).min(self.length)
     }
-}
-
-/// Makes the names of a new folder and its files durable.
-fn sync_names(file_system: &dyn FileSystem, folder: &Path) -> io::Result<()> {
-    folder.ancestors().take(4).try_for_each(|folder| file_system.sync_folder(folder))
 }

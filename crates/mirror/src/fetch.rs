@@ -65,8 +65,8 @@ pub(crate) struct BaseView {
     pub(crate) journal: Journal,
 }
 
-/// Chunks that one prefetch has under way at once.
-const AHEAD_MAX: usize = 8;
+/// Chunks that one read, or one prefetch, has under way at once.
+const AT_ONCE_MAX: usize = 8;
 
 /// What all views of a state folder share.
 pub(crate) struct Parts {
@@ -349,28 +349,10 @@ impl BaseView {
             self.base.refresh(segment, &bits);
             let map = self.segment_map(segment)?;
             let first = u64::from(segment) * u64::from(BLOCKS_PER_SEGMENT);
-            let mut seen = HashSet::new();
-            for run in map.runs_in(range.start, range.end) {
-                let missing = bits.first_missing(run.first_block, run.end_block());
-                if let Some(block) = missing.filter(|_| seen.insert(run.chunk)) {
-                    wanted.push(first + u64::from(block));
-                }
-            }
+            let missing = missing_runs(&map, &bits, range);
+            wanted.extend(missing.into_iter().map(|run| first + u64::from(run.first_block)));
         }
-        let next = AtomicUsize::new(0);
-        let work = || {
-            while let Some(block) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.bring(*block..*block + 1)?;
-            }
-            Ok::<(), Error>(())
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> =
-                (1..AHEAD_MAX.min(wanted.len())).map(|_| scope.spawn(work)).collect();
-            let own = work();
-            let results = others.into_iter().map(|other| other.join().unwrap_or(Ok(())));
-            results.fold(own, Result::and)
-        })
+        at_once(&wanted, |block| Ok(self.bring(*block..*block + 1)?))
     }
 
     fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
@@ -393,6 +375,11 @@ impl BaseView {
     fn bring_in(&self, layout: &Layout, segment: u32, range: Range<u32>) -> Result<(), FetchError> {
         let map = self.map(layout, segment)?;
         let mut fetches_left = range.len() + FETCHED_MAX;
+        // Who waits for several chunks waits for the slowest alone. A set has units of its own.
+        if self.boot().is_none() {
+            let missing = missing_runs(&map, &self.segment(segment), range.clone());
+            at_once(&missing, |run| self.fetch(segment, &map, run.chunk))?;
+        }
         while let Some(missing) = self.segment(segment).first_missing(range.start, range.end) {
             if fetches_left == 0 {
                 let subject = self.base.content().to_string();
@@ -521,4 +508,36 @@ impl BaseView {
             Ok(chunk)
         })
     }
+}
+
+/// For each chunk that something in the range is missing of, the run that misses first, from where it
+/// does.
+fn missing_runs(map: &SegmentMap, bits: &BaseSegment, range: Range<u32>) -> Vec<Run> {
+    let mut seen = HashSet::new();
+    let missing = |run: &Run| {
+        let (start, end) = (run.first_block.max(range.start), run.end_block().min(range.end));
+        let first_block = bits.first_missing(start, end)?;
+        seen.insert(run.chunk).then_some(Run { first_block, ..*run })
+    };
+    map.runs_in(range.start, range.end).iter().filter_map(missing).collect()
+}
+
+/// Does the work for all items, a few at once; the first failure is the outcome.
+fn at_once<T: Sync, E: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(item)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
+        let others: Vec<_> = (1..AT_ONCE_MAX.min(items.len())).filter_map(start).collect();
+        let own = run();
+        others.into_iter().filter_map(|other| other.join().ok()).fold(own, Result::and)
+    })
 }

@@ -76,8 +76,19 @@ pub(crate) fn read_log(
 }
 
 impl MirrorLog {
-    /// Writes a new log beside the one there, if any. It counts once it is installed.
+    /// Writes a new log beside the one there, if any, durably. It counts once it is installed.
     pub(crate) fn prepare(
+        file_system: Arc<dyn FileSystem>,
+        folder: &Path,
+        epoch: u64,
+        records: &[LogRecord],
+    ) -> io::Result<MirrorLog> {
+        let log = MirrorLog::write_beside(file_system, folder, epoch, records)?;
+        log.file.sync()?;
+        Ok(log)
+    }
+
+    fn write_beside(
         file_system: Arc<dyn FileSystem>,
         folder: &Path,
         epoch: u64,
@@ -92,7 +103,6 @@ impl MirrorLog {
         let file = file_system.open(&path.with_extension("new"), OpenMode::OpenOrCreate)?;
         file.set_len(0)?;
         file.write_all_at(&bytes, 0)?;
-        file.sync()?;
         let (allocated, snapshot_len) = (bytes.len(), end);
         Ok(MirrorLog { file_system, path, file, epoch, end, allocated, snapshot_len, encoder })
     }
@@ -104,14 +114,18 @@ impl MirrorLog {
         self.file_system.sync_folder(self.path.parent().unwrap_or(Path::new("/")))
     }
 
-    /// Writes and installs the log of a new mirror.
+    /// Writes and installs the log of a new mirror, which exists with it: so `files`, and the names
+    /// of the folder and the three above it, are made durable before.
     pub(crate) fn create(
         file_system: Arc<dyn FileSystem>,
         folder: &Path,
-        epoch: u64,
         records: &[LogRecord],
+        files: &[Arc<dyn File>],
     ) -> io::Result<MirrorLog> {
-        let log = MirrorLog::prepare(file_system, folder, epoch, records)?;
+        let log = MirrorLog::write_beside(file_system, folder, 0, records)?;
+        let files: Vec<&dyn File> = files.iter().chain([&log.file]).map(|file| &**file).collect();
+        let folders: Vec<&Path> = folder.ancestors().take(4).collect();
+        log.file_system.sync_together(&files, &folders)?;
         log.install()?;
         Ok(log)
     }

@@ -149,14 +149,8 @@ impl Mirror {
         let live = LiveStates::open(state.file_system(), &folder, 0, length).map_err(failed)?;
         let states = States::new(state.shared_file_system(), &folder, length).map_err(failed)?;
         let records = [LogRecord::Binding(log_binding.clone())];
-        // The mirror exists with its log, so the names above come first.
-        folder
-            .ancestors()
-            .take(4)
-            .try_for_each(|parent| state.file_system().sync_folder(parent))
+        let log = MirrorLog::create(state.shared_file_system(), &folder, &records, &files)
             .map_err(failed)?;
-        let log =
-            MirrorLog::create(state.shared_file_system(), &folder, 0, &records).map_err(failed)?;
         Ok(Mirror::assemble(state, name, log_binding, view, files, states, live, log, lock))
     }
 
@@ -446,7 +440,6 @@ fn make_overlay(
     let file = state.file_system().open(&overlay_path(folder, number), OpenMode::OpenOrCreate)?;
     file.set_len(0)?;
     file.set_len(overlay_len(length))?;
-    file.sync()?;
     Ok(file)
 }
 

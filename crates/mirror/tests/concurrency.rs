@@ -166,6 +166,28 @@ fn readers_of_one_chunk_share_one_fetch() {
 }
 
 #[test]
+fn a_read_of_several_chunks_has_them_under_way_at_once() {
+    let (store, host, model) = faulty(Fault::None);
+    let mirror = host.create().unwrap();
+    let (start, len) = WINDOWS[0];
+    store.hold(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut found, mut expected) = (vec![0; len as usize], vec![0; len as usize]);
+            mirror.read(start, &mut found).unwrap();
+            model.read(start, &mut expected);
+            assert!(found == expected);
+        });
+        while store.waiting.load(Ordering::SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+        store.hold(false);
+    });
+    let fetches = store.fetches.lock().unwrap();
+    assert!(fetches.values().all(|count| *count == 1), "{fetches:?}");
+}
+
+#[test]
 fn a_store_that_panics_takes_one_reader_down_and_not_the_others() {
     let (store, host, model) = faulty(Fault::Panic);
     let mirror = host.create().unwrap();

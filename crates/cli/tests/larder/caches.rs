@@ -10,6 +10,9 @@ use crate::nbd_client::NbdClient;
 
 const LEN: usize = 8 << 20;
 
+/// Bytes before each chunk that is kept.
+const HEADER_LEN: usize = 64;
+
 /// A larder with images `a`, `b`, ... of 8 MiB each, and their bytes.
 fn with_images(count: u8) -> (Larder, Vec<Vec<u8>>) {
     let larder = Larder::new();
@@ -225,6 +228,27 @@ fn chunks_that_are_kept_compressed_serve_when_their_base_is_gone() {
         std::fs::write(&file, bytes).unwrap();
     }
     assert!(read("--chunk-cache 128MiB") >= LEN as u64, "damaged, it is fetched again");
+}
+
+#[test]
+fn chunks_are_kept_as_they_came() {
+    let larder = Larder::new();
+    let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+    larder.write("disk.raw", &program[..LEN]);
+    larder.json("import disk.raw a");
+    let served = larder.attach("a --mirror m --nbd ./m.sock --chunk-cache 128MiB");
+    assert!(NbdClient::connect(&larder.path("m.sock"), "m").read_all() == program[..LEN]);
+    served.stop();
+    let contents = |folder: &str| -> Vec<Vec<u8>> {
+        let files = std::fs::read_dir(larder.path(folder)).unwrap();
+        files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect()
+    };
+    // What was compressed once is not compressed again while a guest waits.
+    let kept = contents("state/chunks").into_iter().find(|kept| !kept.is_empty()).unwrap();
+    let chunk = &kept[HEADER_LEN..HEADER_LEN + 1000];
+    let holds = |pack: &Vec<u8>| pack.windows(chunk.len()).any(|bytes| bytes == chunk);
+    assert!(contents("repo/packs").iter().any(holds), "it was compressed anew");
+    larder.run("detach m --discard");
 }
 
 #[test]
