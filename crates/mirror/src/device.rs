@@ -23,6 +23,17 @@ use crate::plan::{BaseBlock, Source, next_piece, source_of};
 
 const LEN: u64 = BLOCK_LEN as u64;
 
+/// How much is written to a file of the overlay at once. Linux keeps what is written in pieces as long
+/// as the write, and on ext4 a later write of one block costs time for each block of its piece: after
+/// writes of 1 MiB at once 75,000 a second, after pieces of 128 KiB 270,000, and the long writes
+/// take no more time (Linux 6.18).
+const PIECE_LEN: usize = 128 << 10;
+
+/// Bytes from `offset` to the next boundary of pieces.
+fn to_boundary(offset: u64) -> usize {
+    PIECE_LEN - (offset % PIECE_LEN as u64) as usize
+}
+
 impl Device for Mirror {
     fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
@@ -343,7 +354,14 @@ impl Mirror {
     }
 
     fn write_file(&self, file: usize, bytes: &[u8], offset: u64) -> Result<()> {
-        let written = self.with_room(|| self.files[file].write_all_at(bytes, offset));
+        let (first, rest) = bytes.split_at(bytes.len().min(to_boundary(offset)));
+        let mut at = offset;
+        let pieces = std::iter::once(first).chain(rest.chunks(PIECE_LEN));
+        let written = pieces.filter(|piece| !piece.is_empty()).try_for_each(|piece| {
+            self.with_room(|| self.files[file].write_all_at(piece, at))?;
+            at += piece.len() as u64;
+            Ok(())
+        });
         self.touched[file].store(true, Ordering::SeqCst);
         written.map_err(|error| self.io_error("write to the mirror", error))
     }
