@@ -495,7 +495,6 @@ fn a_full_state_disk_is_told_at_the_fuse_door_and_nothing_is_lost() {
 
 /// What has to be fetched is answered though there is no room to keep it.
 #[test]
-#[ignore = "fetches are kept or fail: caching is being changed"]
 fn reads_of_what_is_not_here_go_on_while_the_state_disk_is_full() {
     for first in DOORS {
         let house = House::new();

@@ -22,6 +22,7 @@ const PREFETCHES_MAX: usize = 16;
 
 enum Job {
     Prefetch(Weak<BaseView>, Range<u64>),
+    Maps(Weak<BaseView>, Range<u32>),
     Checkpoint(Weak<Base>),
 }
 
@@ -46,6 +47,11 @@ impl Background {
 
     pub(crate) fn prefetch(&self, view: &Arc<BaseView>, blocks: Range<u64>) {
         self.send(Job::Prefetch(Arc::downgrade(view), blocks));
+    }
+
+    /// Brings the maps of segments.
+    pub(crate) fn maps(&self, view: &Arc<BaseView>, segments: Range<u32>) {
+        self.send(Job::Maps(Arc::downgrade(view), segments));
     }
 
     /// The right to bring a unit of a boot working set.
@@ -81,6 +87,9 @@ fn work(queue: &Mutex<Receiver<Job>>) {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match job {
             Job::Prefetch(view, blocks) => {
                 view.upgrade().map_or(Ok(()), |view| view.bring_ahead(blocks))
+            }
+            Job::Maps(view, segments) => {
+                view.upgrade().map_or(Ok(()), |view| view.bring_maps(segments))
             }
             Job::Checkpoint(base) => base.upgrade().map_or(Ok(()), |base| base.checkpoint()),
         }));

@@ -355,6 +355,12 @@ impl BaseView {
         at_once(&wanted, |block| Ok(self.bring(*block..*block + 1)?))
     }
 
+    /// Brings the maps of segments, several at once.
+    pub(crate) fn bring_maps(&self, segments: Range<u32>) -> Result<()> {
+        let segments: Vec<u32> = segments.collect();
+        at_once(&segments, |segment| self.segment_map(*segment).map(drop))
+    }
+
     fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
         for (segment, range) in by_segment(blocks) {
             let bits = self.segment(segment);

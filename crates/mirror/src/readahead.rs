@@ -5,6 +5,8 @@
 //!             -> next 1 MiB           -> next 2 MiB, 4 MiB at most
 //! miss elsewhere, and chunks come from afar
 //!             -> a few chunks beside it
+//! miss in another segment, and chunks come from afar
+//!             -> the maps of the next segments
 //! ```
 //!
 //! **Source**: of the chunks that a Debian reads when it boots, one behind brings a third before they
@@ -31,9 +33,19 @@ struct Misses {
     end: u64,
     /// How much is brought next; 0 while reads are not in order.
     window: u64,
+    /// The segment of the last miss.
+    segment: Option<u32>,
 }
 
 impl Readahead {
+    /// Notes the segment of a miss. Returns those whose maps are to be brought, where it is another
+    /// than before.
+    pub(crate) fn after_segment(&self, segment: u32) -> Option<Range<u32>> {
+        let mut misses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_another = misses.segment.replace(segment) != Some(segment);
+        is_another.then_some(segment.saturating_add(1)..segment.saturating_add(MAPS_AHEAD + 1))
+    }
+
     /// Notes a miss. Returns the bytes to bring in the background, if reads ascend.
     pub(crate) fn after_miss(&self, offset: u64, len: u64, length: u64) -> Option<Range<u64>> {
         let mut misses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,10 +65,15 @@ impl Readahead {
     }
 }
 
+/// How many maps come before they are needed: each is a wait of its own, and takes some 20 KB.
+const MAPS_AHEAD: u32 = 8;
+
 /// How far away chunks are: the time of the fastest fetches of late.
 #[derive(Debug)]
 pub(crate) struct Distance(AtomicU64);
 
+/// From here on chunks come by a network.
+const AWAY_MICROS: u64 = 1_000;
 /// From here on it pays to bring one chunk more than was missed: nearer, a miss waits longer for what
 /// goes before it on the link than it spares.
 const NEAR_MICROS: u64 = 4_000;
@@ -76,6 +93,11 @@ impl Distance {
         let known = self.0.load(Ordering::Relaxed);
         let learnt = if known == 0 { took } else { took.min(known + known / 16) };
         self.0.store(learnt.max(1), Ordering::Relaxed);
+    }
+
+    /// True where a fetch takes longer than from a disk of this host.
+    pub(crate) fn is_far(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= AWAY_MICROS
     }
 
     /// How many chunks before and behind a miss are worth bringing.
@@ -155,6 +177,15 @@ mod tests {
         assert_eq!(after(20_000), Some(40..180));
         assert_eq!(distance.around(&map, 195), Some(140..200));
         assert_eq!(distance.around(&map, 205), None);
+    }
+
+    #[test]
+    fn a_miss_in_another_segment_asks_for_the_maps_behind_it() {
+        let readahead = Readahead::default();
+        assert_eq!(readahead.after_segment(3), Some(4..12));
+        assert_eq!(readahead.after_segment(3), None);
+        assert_eq!(readahead.after_segment(0), Some(1..9));
+        assert_eq!(readahead.after_segment(u32::MAX), Some(u32::MAX..u32::MAX));
     }
 
     #[test]

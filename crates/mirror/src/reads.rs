@@ -144,6 +144,11 @@ impl BaseView {
     /// Told of each read that had to fetch; brings what follows where reads ascend, and what lies
     /// beside it where chunks come from afar.
     fn missed(self: &Arc<Self>, offset: u64, len: u64) {
+        if let Some(segments) = self.readahead.after_segment((offset / SEGMENT_LEN) as u32)
+            && self.distance.is_far()
+        {
+            self.parts.background.maps(self, segments);
+        }
         if let Some(range) = self.readahead.after_miss(offset, len, self.length()) {
             self.parts.background.prefetch(self, blocks_of(range.start, range.end - range.start));
             return;
