@@ -72,11 +72,9 @@ const MAPS_AHEAD: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Distance(AtomicU64);
 
-/// From here on chunks come by a network.
+/// From here on chunks come by a network, and it pays to bring one more than was missed. Nearer, a miss
+/// waits longer for what goes before it than it spares.
 const AWAY_MICROS: u64 = 1_000;
-/// From here on it pays to bring one chunk more than was missed: nearer, a miss waits longer for what
-/// goes before it on the link than it spares.
-const NEAR_MICROS: u64 = 4_000;
 /// From here on it pays to bring several.
 const FAR_MICROS: u64 = 8_000;
 
@@ -103,8 +101,8 @@ impl Distance {
     /// How many chunks before and behind a miss are worth bringing.
     fn neighbours(&self) -> (usize, usize) {
         match self.0.load(Ordering::Relaxed) {
-            0..NEAR_MICROS => (0, 0),
-            NEAR_MICROS..FAR_MICROS => (0, 1),
+            0..AWAY_MICROS => (0, 0),
+            AWAY_MICROS..FAR_MICROS => (0, 1),
             _ => (2, 4),
         }
     }

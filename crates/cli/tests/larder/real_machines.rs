@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -246,8 +247,11 @@ fn a_debian_is_ready_when_its_helper_answers_or_its_port_says_a_line() {
         assert_eq!(baked["has_helper"], has_helper, "{baked}");
         let identity = if has_helper { "" } else { "--no-identity" };
         let copies = Copies::as_told(&larder, &format!("{ready} --no-wait {identity}"));
-        // It may still be booting: what was waited for is there.
-        let mut console = ScriptedConsole::new(copies.console(0)).unwrap();
+        // It may still be booting, or have asked who logs in before it was stopped.
+        let mut stream = copies.console(0);
+        stream.set_read_timeout(Some(BOOT_MAX)).unwrap();
+        stream.write_all(b"\n").unwrap();
+        let mut console = ScriptedConsole::new(stream).unwrap();
         console.log_in("root", BOOT_MAX).unwrap();
         assert_eq!(
             console.run("cat /sys/class/virtio-ports/*/name | grep -c larder", SOON).unwrap(),
