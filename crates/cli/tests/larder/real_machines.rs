@@ -98,9 +98,13 @@ fn baked() -> Option<Larder> {
     Some(larder)
 }
 
+/// Who logs in presses return first: the guest may have asked for a name before it was stopped.
 fn log_in(copies: &Copies, guest: usize) -> ScriptedConsole {
-    let mut console = ScriptedConsole::new(copies.console(guest)).unwrap();
-    console.log_in("root", SOON).unwrap();
+    let mut stream = copies.console(guest);
+    stream.set_read_timeout(Some(BOOT_MAX)).unwrap();
+    stream.write_all(b"\n").unwrap();
+    let mut console = ScriptedConsole::new(stream).unwrap();
+    console.log_in("root", BOOT_MAX).unwrap();
     console.run("dmesg -n 1", SOON).unwrap();
     console
 }
@@ -247,12 +251,7 @@ fn a_debian_is_ready_when_its_helper_answers_or_its_port_says_a_line() {
         assert_eq!(baked["has_helper"], has_helper, "{baked}");
         let identity = if has_helper { "" } else { "--no-identity" };
         let copies = Copies::as_told(&larder, &format!("{ready} --no-wait {identity}"));
-        // It may still be booting, or have asked who logs in before it was stopped.
-        let mut stream = copies.console(0);
-        stream.set_read_timeout(Some(BOOT_MAX)).unwrap();
-        stream.write_all(b"\n").unwrap();
-        let mut console = ScriptedConsole::new(stream).unwrap();
-        console.log_in("root", BOOT_MAX).unwrap();
+        let mut console = log_in(&copies, 0);
         assert_eq!(
             console.run("cat /sys/class/virtio-ports/*/name | grep -c larder", SOON).unwrap(),
             "1"
