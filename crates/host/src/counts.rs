@@ -229,14 +229,6 @@ impl ChunkStore for CountedChunks {
         self.store.segment_map(map)
     }
 
-    fn chunk(&self, digest: ChunkDigest) -> Result<Chunk> {
-        let start = SystemClock.monotonic();
-        let outcome = self.store.chunk(digest);
-        let len = |chunk: &Chunk| chunk.bytes().len();
-        self.fetches.count(SystemClock.monotonic() - start, &outcome, len);
-        outcome
-    }
-
     fn chunk_as_stored(&self, digest: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         let start = SystemClock.monotonic();
         let outcome = self.store.chunk_as_stored(digest);

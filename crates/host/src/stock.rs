@@ -104,10 +104,6 @@ impl ChunkStore for StockedChunks {
         )
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        self.chunks.chunk(chunk)
-    }
-
     fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         self.chunks.chunk_as_stored(chunk)
     }

@@ -17,7 +17,7 @@ use model::{
     ChunkDigest, ContentDigest, ImageName, LayoutDigest, Manifest, MapDigest, MirrorName, Result,
     SegmentMap, VersionId, VersionNumber,
 };
-use store::{Chunk, ChunkStore, MemoryChunkStore};
+use store::{Chunk, ChunkStore, MemoryChunkStore, StoredChunk};
 
 /// Chunks cost some passes of hashing: one is what verifying costs, eight about what
 /// decompressing costs on top.
@@ -36,12 +36,12 @@ impl ChunkStore for HashingStore {
         self.0.segment_map(map)
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         let bytes = self.0.chunk(chunk)?.bytes().to_vec();
         for _ in 1..self.1 {
             Chunk::verify(chunk, bytes.clone())?;
         }
-        Chunk::verify(chunk, bytes)
+        Ok((Chunk::verify(chunk, bytes)?, None))
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

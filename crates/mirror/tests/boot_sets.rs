@@ -13,7 +13,7 @@ use model::{
     BLOCK_LEN, BLOCKS_PER_SEGMENT, BlockDigest, ChunkDigest, ContentDigest, LayoutDigest, Manifest,
     MapDigest, Result, SegmentMap,
 };
-use store::{Chunk, ChunkStore, MemoryChunkStore};
+use store::{Chunk, ChunkStore, MemoryChunkStore, StoredChunk};
 use support::*;
 
 /// A store that counts what is asked of it.
@@ -36,9 +36,9 @@ impl ChunkStore for CountingStore {
         self.inner.segment_map(map)
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         self.chunks.fetch_add(1, Ordering::SeqCst);
-        self.inner.chunk(chunk)
+        self.inner.chunk_as_stored(chunk)
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

@@ -13,7 +13,7 @@ use model::device::Device;
 use model::{
     ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap,
 };
-use store::{Chunk, ChunkStore, MemoryChunkStore};
+use store::{Chunk, ChunkStore, MemoryChunkStore, StoredChunk};
 use support::*;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,7 +65,7 @@ impl ChunkStore for FaultyStore {
         self.inner.segment_map(map)
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         *self.fetches.lock().unwrap().entry(chunk).or_default() += 1;
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let mut held = self.held.lock().unwrap();
@@ -82,7 +82,7 @@ impl ChunkStore for FaultyStore {
             now
         };
         match fault {
-            Fault::None => self.inner.chunk(chunk),
+            Fault::None => self.inner.chunk_as_stored(chunk),
             Fault::Panic => panic!("the store panics"),
             Fault::Once | Fault::ForEver => {
                 Err(Error::new(Kind::Unavailable, "fetch the chunk", chunk.to_string()))

@@ -12,7 +12,7 @@ use model::device::Device;
 use model::{
     ChunkDigest, ContentDigest, Kind, LayoutDigest, Manifest, MapDigest, Result, SegmentMap,
 };
-use store::{Chunk, ChunkStore, MemoryChunkStore};
+use store::{Chunk, ChunkStore, MemoryChunkStore, StoredChunk};
 use support::*;
 
 /// One content in two layouts, of which one is there.
@@ -44,8 +44,8 @@ impl ChunkStore for ReLaidStore {
         self.now().segment_map(map)
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        self.now().chunk(chunk)
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
+        self.now().chunk_as_stored(chunk)
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

@@ -16,7 +16,7 @@ use model::{
     BLOCK_LEN, BlockDigest, ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result,
     Run, SEGMENT_LEN, SegmentDigest, SegmentMap, VersionKind,
 };
-use store::{Chunk, ChunkStore};
+use store::{Chunk, ChunkStore, StoredChunk};
 use support::{name, version};
 
 /// Bytes that are allocated now, by all threads.
@@ -105,9 +105,9 @@ impl ChunkStore for MadeUp {
         Ok(Arc::new(SegmentMap::new((0..RUNS).map(run).collect()).unwrap()))
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         assert_eq!(chunk, self.chunk.digest());
-        Ok(self.chunk.clone())
+        Ok((self.chunk.clone(), None))
     }
 
     fn boot_pieces(&self, _pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

@@ -278,11 +278,6 @@ impl ChunkStore for RepositoryChunks {
         Ok(map)
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        let what = "read the chunk";
-        self.entry(what, EntryKind::Chunk, chunk.0, |plain| Chunk::verify(chunk, plain))
-    }
-
     fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         let what = "read the chunk";
         self.at_its_place(what, chunk.0, |place| {

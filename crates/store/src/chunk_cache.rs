@@ -30,8 +30,7 @@ use format::{Encoder, decode};
 use model::boot_set::BootPiece;
 use model::{ChunkDigest, ContentDigest, LayoutDigest, Manifest, MapDigest, Result, SegmentMap};
 
-use crate::chunk_store::StoredChunk;
-use crate::{Chunk, ChunkStore};
+use crate::{Chunk, ChunkStore, StoredChunk};
 
 const FILE_LEN_MAX: u64 = 64 << 20;
 const FILES_MIN: u64 = 8;
@@ -379,13 +378,13 @@ impl ChunkStore for CachedChunks {
         self.store.segment_map(map)
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
         if let Some(kept) = self.cache.get(chunk) {
-            return Ok(kept);
+            return Ok((kept, None));
         }
         let (fetched, stored) = self.store.chunk_as_stored(chunk)?;
         self.cache.put(&fetched, stored);
-        Ok(fetched)
+        Ok((fetched, None))
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {

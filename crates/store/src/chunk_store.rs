@@ -38,13 +38,13 @@ pub trait ChunkStore: Send + Sync {
     /// Reads the map of one segment.
     fn segment_map(&self, map: MapDigest) -> Result<Arc<SegmentMap>>;
 
-    /// Reads one chunk whole.
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk>;
+    /// Reads one chunk whole, with its bytes as they are stored where that is known: whoever keeps
+    /// them need not compress anew.
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)>;
 
-    /// Reads one chunk whole, with its bytes as they are stored where that is known: for whoever keeps
-    /// them.
-    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
-        self.chunk(chunk).map(|chunk| (chunk, None))
+    /// Reads one chunk whole.
+    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
+        self.chunk_as_stored(chunk).map(|(chunk, _)| chunk)
     }
 
     /// Reads pieces of a boot working set, in the order asked; those that lie one behind the other

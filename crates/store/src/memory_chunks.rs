@@ -10,7 +10,7 @@ use model::{
     VersionKind,
 };
 
-use crate::{Chunk, ChunkStore};
+use crate::{Chunk, ChunkStore, StoredChunk};
 
 /// Chunks, maps and manifests in memory, cut and deduplicated by block as an import does it.
 #[derive(Debug)]
@@ -163,8 +163,9 @@ impl ChunkStore for MemoryChunkStore {
         self.maps.get(&map).cloned().ok_or_else(|| missing("read the segment map", map))
     }
 
-    fn chunk(&self, chunk: ChunkDigest) -> Result<Chunk> {
-        self.chunks.get(&chunk).cloned().ok_or_else(|| missing("read the chunk", chunk))
+    fn chunk_as_stored(&self, chunk: ChunkDigest) -> Result<(Chunk, Option<StoredChunk>)> {
+        let found = self.chunks.get(&chunk).cloned();
+        Ok((found.ok_or_else(|| missing("read the chunk", chunk))?, None))
     }
 
     fn boot_pieces(&self, pieces: &[BootPiece]) -> Result<Vec<Vec<u8>>> {
