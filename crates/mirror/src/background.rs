@@ -20,6 +20,10 @@ const WORKERS: usize = 4;
 /// some 1.5 MiB of memory.
 const PREFETCHES_MAX: usize = 16;
 
+/// Threads that bring chunks beside those who wait for them, whatever the number of readers: each holds
+/// one, plain and as it is stored.
+const SPARE_THREADS: usize = 16;
+
 enum Job {
     Prefetch(Weak<BaseView>, Range<u64>),
     Maps(Weak<BaseView>, Range<u32>),
@@ -31,11 +35,16 @@ enum Job {
 pub(crate) struct Background {
     queue: OnceLock<Option<SyncSender<Job>>>,
     prefetches: Arc<Permits>,
+    spare_threads: Arc<Permits>,
 }
 
 impl Default for Background {
     fn default() -> Self {
-        Background { queue: OnceLock::new(), prefetches: Arc::new(Permits::new(PREFETCHES_MAX)) }
+        Background {
+            queue: OnceLock::new(),
+            prefetches: Arc::new(Permits::new(PREFETCHES_MAX)),
+            spare_threads: Arc::new(Permits::new(SPARE_THREADS)),
+        }
     }
 }
 
@@ -57,6 +66,11 @@ impl Background {
     /// The right to bring a unit of a boot working set.
     pub(crate) fn prefetches(&self) -> Arc<Permits> {
         self.prefetches.clone()
+    }
+
+    /// The right to one thread more for what somebody waits for.
+    pub(crate) fn spare_threads(&self) -> &Arc<Permits> {
+        &self.spare_threads
     }
 
     pub(crate) fn checkpoint(&self, base: &Arc<Base>) {

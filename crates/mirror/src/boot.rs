@@ -16,7 +16,8 @@
 //! **Failure**: a unit that cannot be fetched, or a block that is wrong, is left to the chunks.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use env::{Clock, SystemClock};
@@ -24,6 +25,7 @@ use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN};
 use model::boot_set::BootSet;
 use model::{BLOCK_LEN, BlockDigest, Error, Kind, Result, SegmentMap};
 
+use crate::at_once::at_once;
 use crate::base::FetchKey;
 use crate::fetch::BaseView;
 use crate::journal::Origin;
@@ -34,7 +36,7 @@ use crate::presence::PresentBits;
 const PIECES_PER_UNIT: usize = 4;
 
 /// Maps that are fetched side by side.
-const MAP_THREADS: usize = 16;
+const MAPS_AT_ONCE: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// A block of a set, and where the set says that it lies.
 #[derive(Clone, Copy, Debug)]
@@ -277,20 +279,21 @@ fn prefetch(view: &Weak<BaseView>, boot: &Boot) {
         segments
     };
     let permits = strong.background().prefetches();
+    let spare = strong.background().spare_threads().clone();
     drop(strong);
     let pace = Pace::new();
-    let next_map = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..MAP_THREADS.min(in_order.len()) {
-            scope.spawn(|| {
-                while let Some(segment) = in_order.get(next_map.fetch_add(1, Ordering::Relaxed))
-                    && let Some(view) = view.upgrade()
-                {
-                    // Whoever needs it asks again, and says what is wrong.
-                    let _ = view.segment_map(*segment);
-                }
-            });
+    let bring_map = |segment: &u32| match view.upgrade() {
+        Some(view) => {
+            // Whoever needs it asks again, and says what is wrong.
+            let _ = view.segment_map(*segment);
+            Ok(())
         }
+        None => Err(()),
+    };
+    std::thread::scope(|scope| {
+        // Units bring the maps that they need where no thread is to be had.
+        let bring_maps = || at_once(&spare, MAPS_AT_ONCE, &in_order, bring_map);
+        let _ = std::thread::Builder::new().spawn_scoped(scope, bring_maps);
         for unit in 0..boot.tried.len() {
             let turn = pace.turn();
             let permit = permits.take();
@@ -298,12 +301,16 @@ fn prefetch(view: &Weak<BaseView>, boot: &Boot) {
                 return;
             }
             let pace = &pace;
-            scope.spawn(move || {
+            let bring_unit = move || {
                 let _held = (turn, permit);
                 if let Some(view) = view.upgrade() {
                     view.fetch_unit_or_leave_it(boot, unit, Some(pace));
                 }
-            });
+            };
+            if std::thread::Builder::new().spawn_scoped(scope, bring_unit).is_err() {
+                // What is left is left to the reads.
+                return;
+            }
         }
     });
 }

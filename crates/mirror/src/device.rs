@@ -29,11 +29,6 @@ const LEN: u64 = BLOCK_LEN as u64;
 /// take no more time (Linux 6.18).
 const PIECE_LEN: usize = 128 << 10;
 
-/// Bytes from `offset` to the next boundary of pieces.
-fn to_boundary(offset: u64) -> usize {
-    PIECE_LEN - (offset % PIECE_LEN as u64) as usize
-}
-
 impl Device for Mirror {
     fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
@@ -354,16 +349,22 @@ impl Mirror {
     }
 
     fn write_file(&self, file: usize, bytes: &[u8], offset: u64) -> Result<()> {
-        let (first, rest) = bytes.split_at(bytes.len().min(to_boundary(offset)));
-        let mut at = offset;
-        let pieces = std::iter::once(first).chain(rest.chunks(PIECE_LEN));
-        let written = pieces.filter(|piece| !piece.is_empty()).try_for_each(|piece| {
-            self.with_room(|| self.files[file].write_all_at(piece, at))?;
-            at += piece.len() as u64;
-            Ok(())
-        });
+        let written = self.write_in_pieces(file, bytes, offset);
+        // Not before: a flush between the mark and the bytes would leave them to nobody.
         self.touched[file].store(true, Ordering::SeqCst);
         written.map_err(|error| self.io_error("write to the mirror", error))
+    }
+
+    fn write_in_pieces(&self, file: usize, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let to_boundary = PIECE_LEN - (at % PIECE_LEN as u64) as usize;
+            let piece = &bytes[done..bytes.len().min(done + to_boundary)];
+            self.with_room(|| self.files[file].write_all_at(piece, at))?;
+            done += piece.len();
+        }
+        Ok(())
     }
 
     /// Writes one block whole whose bytes come in part from where they were. Call under an

@@ -18,8 +18,9 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use model::boot_set::BootPiece;
 use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
 use store::ChunkStore;
 
+use crate::at_once::at_once;
 use crate::background::Background;
 use crate::base::{Base, FetchKey};
 use crate::boot::{Boot, BootCounts};
@@ -66,7 +68,7 @@ pub(crate) struct BaseView {
 }
 
 /// Chunks that one read, or one prefetch, has under way at once.
-const AT_ONCE_MAX: usize = 8;
+const AT_ONCE_MAX: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// What all views of a state folder share.
 pub(crate) struct Parts {
@@ -352,13 +354,22 @@ impl BaseView {
             let missing = missing_runs(&map, &bits, range);
             wanted.extend(missing.into_iter().map(|run| first + u64::from(run.first_block)));
         }
-        at_once(&wanted, |block| Ok(self.bring(*block..*block + 1)?))
+        self.at_once(&wanted, |block| Ok(self.bring(*block..*block + 1)?))
     }
 
     /// Brings the maps of segments, several at once.
     pub(crate) fn bring_maps(&self, segments: Range<u32>) -> Result<()> {
         let segments: Vec<u32> = segments.collect();
-        at_once(&segments, |segment| self.segment_map(*segment).map(drop))
+        self.at_once(&segments, |segment| self.segment_map(*segment).map(drop))
+    }
+
+    /// Does the work for all items, a few at once.
+    fn at_once<T: Sync, E: Send>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        at_once(self.background().spare_threads(), AT_ONCE_MAX, items, work)
     }
 
     fn bring(&self, blocks: Range<u64>) -> Result<(), FetchError> {
@@ -384,7 +395,7 @@ impl BaseView {
         // Who waits for several chunks waits for the slowest alone. A set has units of its own.
         if self.boot().is_none() {
             let missing = missing_runs(&map, &self.segment(segment), range.clone());
-            at_once(&missing, |run| self.fetch(segment, &map, run.chunk))?;
+            self.at_once(&missing, |run| self.fetch(segment, &map, run.chunk))?;
         }
         while let Some(missing) = self.segment(segment).first_missing(range.start, range.end) {
             if fetches_left == 0 {
@@ -526,24 +537,4 @@ fn missing_runs(map: &SegmentMap, bits: &BaseSegment, range: Range<u32>) -> Vec<
         seen.insert(run.chunk).then_some(Run { first_block, ..*run })
     };
     map.runs_in(range.start, range.end).iter().filter_map(missing).collect()
-}
-
-/// Does the work for all items, a few at once; the first failure is the outcome.
-fn at_once<T: Sync, E: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> Result<(), E> + Sync,
-) -> Result<(), E> {
-    let next = AtomicUsize::new(0);
-    let run = || {
-        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            work(item)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let start = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
-        let others: Vec<_> = (1..AT_ONCE_MAX.min(items.len())).filter_map(start).collect();
-        let own = run();
-        others.into_iter().filter_map(|other| other.join().ok()).fold(own, Result::and)
-    })
 }

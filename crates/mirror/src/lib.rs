@@ -21,7 +21,7 @@
 //! | `fetch`, `reads` | how a base gets what it misses; how it is read |
 //! | `chunks`, `maps` | chunks and segment maps that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
-//! | `flights` | fetches that are under way |
+//! | `flights`, `pace`, `at_once` | fetches that are under way; how many those are |
 //! | `readahead`, `background` | fetching what will be read next |
 //! | `boot`, `recorder` | bringing a boot working set; noting what one is |
 //! | [`journal`] | what was fetched and waited for |
@@ -29,6 +29,7 @@
 //!
 //! **Not here**: doors, the repository, the network: a `store::ChunkStore` is handed in.
 
+mod at_once;
 mod background;
 pub mod backing;
 mod base;

@@ -88,7 +88,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// A number of permits that all sets of a state folder share.
+/// A number of permits that all of a state folder share.
 #[derive(Debug)]
 pub(crate) struct Permits {
     free: Mutex<usize>,
@@ -111,6 +111,13 @@ impl Permits {
             self.given.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
         *free -= 1;
         Permit(self.clone())
+    }
+
+    /// One, if one is free now.
+    pub(crate) fn try_take(self: &Arc<Self>) -> Option<Permit> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = free.checked_sub(1)?;
+        Some(Permit(self.clone()))
     }
 }
 

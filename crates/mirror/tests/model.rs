@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use env::simulated::SimulatedFileSystem;
 use mirror::{Mirror, Sealed};
+use model::SEGMENT_LEN;
 use model::device::{Device, ExtentKind};
 use support::*;
 
@@ -183,6 +184,24 @@ fn a_guest_reads_its_own_writes_and_others_see_the_version() {
     assert!(view.read(LENGTH, &mut [0]).is_err());
     assert!(guest.mirror.write(LENGTH - 1, &[1, 2]).is_err());
     assert!(guest.mirror.read(u64::MAX, &mut [0, 0]).is_err());
+}
+
+#[test]
+fn a_long_write_at_any_offset_is_read_back() {
+    let mut guest = Guest::new();
+    let pattern = |len: u64| (0..len).map(|at| (at % 251) as u8).collect::<Vec<u8>>();
+    let ends_with_the_disk = LENGTH - (200 << 10) - 77;
+    for (offset, len) in
+        [(100, 300 << 10), (SEGMENT_LEN - 5000, (512 << 10) + 9000), (ends_with_the_disk, 204_877)]
+    {
+        guest.mirror.write(offset, &pattern(len)).unwrap();
+        guest.model.write(offset, &pattern(len));
+    }
+    let mut found = vec![0; LENGTH as usize];
+    let mut expected = found.clone();
+    guest.mirror.read(0, &mut found).unwrap();
+    guest.model.read(0, &mut expected);
+    assert!(found == expected);
 }
 
 #[test]
