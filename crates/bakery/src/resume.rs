@@ -403,15 +403,13 @@ fn bring_working_set(
     let (view, memory) = (view.clone(), Arc::downgrade(memory));
     let bring = move || {
         let Some(set) = working_set::find(&repository, &version) else { return };
-        let is_here = memory.upgrade().is_some_and(|memory| memory.is_complete());
-        if !is_here {
+        let Some(memory) = memory.upgrade() else { return };
+        if !memory.is_complete() {
             view.prefetch_boot_set(set.clone());
         }
         drop(view);
         let reads: Vec<_> = set.reads().iter().map(|read| read.read).collect();
-        if let Some(memory) = memory.upgrade() {
-            memory.warm(&reads);
-        }
+        memory.warm(&reads);
     };
     if let Err(error) = std::thread::Builder::new().name("working-set".into()).spawn(bring) {
         tracing::debug!(%error, "no working set is brought");

@@ -20,7 +20,8 @@ pub struct RealFileSystem;
 #[derive(Debug)]
 struct RealFile(std::fs::File);
 
-type Sync<'a> = Box<dyn Fn() -> io::Result<()> + Send + std::marker::Sync + 'a>;
+/// One file or folder that is made durable.
+type SyncOne<'a> = Box<dyn Fn() -> io::Result<()> + Send + Sync + 'a>;
 
 impl FileSystem for RealFileSystem {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
@@ -63,11 +64,11 @@ impl FileSystem for RealFileSystem {
 
     fn sync_together(&self, files: &[&dyn File], folders: &[&Path]) -> io::Result<()> {
         // One thread for each: in turn they are as many commits of ext4's journal, at once they
-        // are one or two (5 to 8 ms instead of 30 for a new mirror's five names).
-        let files = files.iter().map(|file| Box::new(|| file.sync()) as Sync<'_>);
+        // are one or two.
+        let files = files.iter().map(|file| Box::new(|| file.sync()) as SyncOne<'_>);
         let folders =
-            folders.iter().map(|folder| Box::new(|| self.sync_folder(folder)) as Sync<'_>);
-        let syncs: Vec<Sync<'_>> = files.chain(folders).collect();
+            folders.iter().map(|folder| Box::new(|| self.sync_folder(folder)) as SyncOne<'_>);
+        let syncs: Vec<SyncOne<'_>> = files.chain(folders).collect();
         let Some((here, others)) = syncs.split_first() else { return Ok(()) };
         std::thread::scope(|scope| {
             let spawn = |sync| std::thread::Builder::new().spawn_scoped(scope, sync);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use format::kept_chunk::KEPT_CHUNK_HEADER_LEN;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -9,9 +10,6 @@ use crate::harness::{Larder, Process, Random};
 use crate::nbd_client::NbdClient;
 
 const LEN: usize = 8 << 20;
-
-/// Bytes before each chunk that is kept.
-const HEADER_LEN: usize = 64;
 
 /// A larder with images `a`, `b`, ... of 8 MiB each, and their bytes.
 fn with_images(count: u8) -> (Larder, Vec<Vec<u8>>) {
@@ -245,7 +243,7 @@ fn chunks_are_kept_as_they_came() {
     };
     // What was compressed once is not compressed again while a guest waits.
     let kept = contents("state/chunks").into_iter().find(|kept| !kept.is_empty()).unwrap();
-    let chunk = &kept[HEADER_LEN..HEADER_LEN + 1000];
+    let chunk = &kept[KEPT_CHUNK_HEADER_LEN..KEPT_CHUNK_HEADER_LEN + 1000];
     let holds = |pack: &Vec<u8>| pack.windows(chunk.len()).any(|bytes| bytes == chunk);
     assert!(contents("repo/packs").iter().any(holds), "it was compressed anew");
     larder.run("detach m --discard");
