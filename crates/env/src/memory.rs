@@ -1,16 +1,16 @@
 //! How much memory the process keeps that nothing in it uses.
 //!
-//! **Source**: mallopt(3). A daemon whose many short-lived threads had read a disk of 10 GiB over NBD
-//! kept 108 MB where each had a heap of its own, and 61 MB where two are shared, at equal speed
-//! (`cargo xtask bench host`).
+//! **Source**: mallopt(3), and what `cargo xtask bench host` says of two disks that are read at once. Each
+//! thread with a heap of its own, and heaps that give back little, kept far more, at equal speed.
 
 /// Heaps that threads share.
 const HEAP_COUNT: libc::c_int = 2;
-/// Bytes from which on an allocation goes back to the system as soon as it is free: more than the
-/// buffers that come and go with each request, which would be zeroed anew each time.
-const MAPPED_LEN_MIN: libc::c_int = 2 << 20;
+/// Bytes from which on an allocation is the system's own, takes memory only where it was touched, and goes
+/// back as soon as it is free: a connection's buffers. Those that come and go with each request are
+/// smaller, and would be zeroed anew each time.
+const MAPPED_LEN_MIN: libc::c_int = (1 << 20) + (32 << 10);
 /// Free bytes at the end of a heap that go back to the system.
-const TRIMMED_LEN_MIN: libc::c_int = 2 << 20;
+const TRIMMED_LEN_MIN: libc::c_int = 512 << 10;
 
 /// Has this process keep little memory that is free. For processes that serve for long: those that
 /// use all processors at once for a short time are slowed down by sharing. No guarantee: an allocator

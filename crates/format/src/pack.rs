@@ -90,7 +90,12 @@ impl Default for PackBuilder {
 impl PackBuilder {
     /// A pack without entries.
     pub fn new() -> Self {
-        let mut bytes = Vec::with_capacity(HEADER_LEN);
+        PackBuilder::with_room_for(HEADER_LEN)
+    }
+
+    /// The same, whose bytes are not moved while there are at most `len` of them.
+    pub fn with_room_for(len: usize) -> Self {
+        let mut bytes = Vec::with_capacity(len);
         bytes.extend_from_slice(&HEADER_MAGIC);
         bytes.extend_from_slice(&PACK_FORMAT.to_le_bytes());
         bytes.extend_from_slice(&0u32.to_le_bytes());

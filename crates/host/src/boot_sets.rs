@@ -15,6 +15,7 @@ use std::time::Duration;
 use mirror::{Mirror, Recording, StateFolder};
 use model::boot_set::BOOT;
 use model::{BLOCK_LEN, Kind, Result, VersionId};
+use repository::background::in_background;
 use repository::{Repository, RepositoryChunks};
 
 use crate::owner::AttachRequest;
@@ -167,8 +168,12 @@ impl Watched {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+        let is_waited_for = *told == Signal::Ended;
         drop(told);
-        self.store();
+        match is_waited_for {
+            true => self.store(),
+            false => in_background(|| self.store()),
+        }
     }
 
     fn report(&self) {

@@ -43,6 +43,12 @@ impl Crew {
         Crew(IS_BACKGROUND.get().then(idle_pool).flatten())
     }
 
+    /// True where its work steps back. Such work takes less memory, too: it is done in a daemon that
+    /// serves guests, and nobody waits for it.
+    pub(crate) fn steps_back(self) -> bool {
+        self.0.is_some()
+    }
+
     /// Does work on it and waits.
     pub(crate) fn run<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
         match self.0 {
@@ -85,6 +91,8 @@ mod tests {
         assert_eq!(Crew::of_this_thread().run(name), here);
         let inside = in_background(|| Crew::of_this_thread().run(name));
         assert!(inside.unwrap().starts_with("commit-"));
+        assert!(in_background(|| Crew::of_this_thread().steps_back()));
+        assert!(!Crew::of_this_thread().steps_back());
         assert_eq!(Crew::of_this_thread().run(name), here);
     }
 }

@@ -38,8 +38,8 @@ const ANCESTORS_MAX: usize = 16;
 /// Plain bytes of a piece.
 const PIECE_LEN: usize = 256 << 10;
 
-/// How many unpacked chunks are kept while a set is made: at most 64 MiB.
-const CHUNKS_KEPT: usize = 64;
+/// Bytes of unpacked chunks that are kept while a set is made.
+const CHUNKS_KEPT_LEN: usize = 8 << 20;
 
 /// Bytes of a set that its sources may take. The rest is for reads and pieces.
 const SOURCES_LEN_MAX: usize = PLAIN_LEN_MAX - (1 << 20);
@@ -171,6 +171,7 @@ struct Maker<'a> {
     packed_len: u64,
     maps: HashMap<u32, Arc<SegmentMap>>,
     chunks: HashMap<ChunkDigest, Chunk>,
+    chunks_len: usize,
     seen: HashSet<u64>,
     sources: Vec<BootSource>,
     positions: HashMap<ChunkDigest, u32>,
@@ -190,6 +191,7 @@ impl<'a> Maker<'a> {
             packed_len: 0,
             maps: HashMap::new(),
             chunks: HashMap::new(),
+            chunks_len: 0,
             seen: HashSet::new(),
             sources: Vec::new(),
             positions: HashMap::new(),
@@ -258,10 +260,12 @@ impl<'a> Maker<'a> {
         if let Some(chunk) = self.chunks.get(&digest) {
             return Ok(chunk.clone());
         }
-        if self.chunks.len() >= CHUNKS_KEPT {
-            self.chunks.clear();
-        }
         let chunk = self.repository.chunks().chunk(digest)?;
+        self.chunks_len += chunk.bytes().len();
+        if self.chunks_len > CHUNKS_KEPT_LEN {
+            self.chunks.clear();
+            self.chunks_len = chunk.bytes().len();
+        }
         self.chunks.insert(digest, chunk.clone());
         Ok(chunk)
     }

@@ -1,7 +1,7 @@
 //! Compresses entries on all cores, gathers them in packs, makes the packs durable and visible.
 //!
 //! ```text
-//! layout ──push──► [ordered queue, at most 64 entries] ──► pack thread: put, sync, add to catalog
+//! layout ──push──► [ordered queue, its length bounded] ──► pack thread: put, sync, add to catalog
 //!             └──► thread pool: compress ──┘ (each entry's result comes through its own channel)
 //! ```
 //!
@@ -27,8 +27,13 @@ use crate::background::Crew;
 /// Plain bytes of the data chunks of one pack.
 pub const PACK_DATA_LEN: u64 = 16 << 20;
 
+/// Bytes that a pack has in general: its data, one chunk more, and what tells of them.
+const PACK_ROOM_LEN: usize = PACK_DATA_LEN as usize + (2 << 20);
+
 /// How many entries may be on their way to a pack. Bounds memory: 64 chunks of at most 1 MiB, twice.
 const IN_FLIGHT_MAX: usize = 64;
+/// The same where the work steps back.
+const BACKGROUND_IN_FLIGHT_MAX: usize = 16;
 
 /// One entry to be packed.
 pub struct Entry {
@@ -94,9 +99,10 @@ impl Packer {
     /// Starts the pack thread.
     pub fn start(destination: Destination) -> Self {
         let level = destination.compression_level;
-        let (jobs, queue) = bounded(IN_FLIGHT_MAX);
-        let (announce, visible) = unbounded();
         let crew = Crew::of_this_thread();
+        let in_flight = if crew.steps_back() { BACKGROUND_IN_FLIGHT_MAX } else { IN_FLIGHT_MAX };
+        let (jobs, queue) = bounded(in_flight);
+        let (announce, visible) = unbounded();
         let thread = std::thread::spawn(move || pack_all(&destination, crew, &queue, &announce));
         Packer { level, crew, jobs: Some(jobs), visible, thread: Some(thread) }
     }
@@ -181,7 +187,7 @@ fn pack_all(
     announce: &Sender<PackId>,
 ) -> Result<Written> {
     let mut written = Written::default();
-    let mut builder = PackBuilder::new();
+    let mut builder = PackBuilder::with_room_for(PACK_ROOM_LEN);
     for job in queue {
         match job {
             Job::Entry(entry) => {
@@ -197,7 +203,8 @@ fn pack_all(
             }
             Job::EndOfPack if builder.is_empty() => {}
             Job::EndOfPack => {
-                let full = std::mem::replace(&mut builder, PackBuilder::new());
+                let full =
+                    std::mem::replace(&mut builder, PackBuilder::with_room_for(PACK_ROOM_LEN));
                 let _ = announce.send(put(to, crew, full, &mut written)?);
             }
         }

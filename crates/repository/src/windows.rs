@@ -6,7 +6,8 @@
 //!     └────────────────────── empty windows ◄─────────────────────┘
 //! ```
 //!
-//! Four windows go round, so reading, digesting and deciding run at once in bounded memory.
+//! Four windows go round, so reading, digesting and deciding run at once in bounded memory; two where
+//! the work steps back, so that one is read while the other is laid out.
 
 use chunking::{WINDOW_LEN, digest_blocks};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -20,6 +21,8 @@ use crate::background::Crew;
 
 /// How many windows go round.
 const WINDOW_COUNT: usize = 4;
+/// How many do where the work steps back.
+const BACKGROUND_WINDOW_COUNT: usize = 2;
 
 /// Bytes that one job of the thread pool digests.
 const DIGEST_JOB_LEN: usize = 256 << 10;
@@ -218,15 +221,16 @@ pub fn run(
     let capacity =
         source.data_len_hint().map_or(WINDOW_LEN as u64, |len| len.min(WINDOW_LEN as u64));
     let capacity = (capacity as usize).next_multiple_of(BLOCK_LEN).max(BLOCK_LEN);
-    let (give, empty) = bounded(WINDOW_COUNT);
+    let crew = Crew::of_this_thread();
+    let count = if crew.steps_back() { BACKGROUND_WINDOW_COUNT } else { WINDOW_COUNT };
+    let (give, empty) = bounded(count);
     let (read, to_digest) = bounded(1);
     let (digested, to_consume) = bounded(1);
-    for _ in 0..WINDOW_COUNT {
+    for _ in 0..count {
         let _ = give.send(Window::new(capacity));
     }
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || read_all(&mut source, &empty, &read));
-        let crew = Crew::of_this_thread();
         scope.spawn(move || digest_all(crew, &to_digest, &digested));
         let consumed = to_consume.iter().try_for_each(|window: Window| {
             consume(&window)?;

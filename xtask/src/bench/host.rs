@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use model::{Error, Kind, Result};
 use serde_json::{Value, json};
@@ -85,9 +85,18 @@ impl Daemon {
 
     /// Memory that it has in use, in MiB.
     fn memory(&self) -> f64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most that it had in use so far, in MiB.
+    fn peak(&self) -> f64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> f64 {
         let path = format!("/proc/{}/status", self.child.id());
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap_or_default();
         kib / 1024.0
     }
@@ -166,45 +175,90 @@ fn run(session: &mut Session) -> Result<()> {
 
 /// The blocks that are written, and then read and written again: one in each of these.
 const TOUCHED_LEN: u64 = 64 << 10;
+/// Connections to each mirror, where several read at once.
+const CONNECTIONS: u64 = 4;
+/// Requests of 1 MiB that each of them has under way.
+const UNDER_WAY: usize = 4;
 
-/// What a mirror takes that has been read and written throughout. Each number is of a daemon of its own,
+/// What mirrors take that have been read and written throughout. Each number is of a daemon of its own,
 /// so that none has what another gave back.
 fn touch(session: &mut Session, larder: &Larder, folder: &Path, socket: &Path) -> Result<()> {
     let gib = 1 << 30;
-    let lengths = if session.size == Size::Full { vec![gib, 10 * gib] } else { vec![64 << 20] };
-    for (round, length) in (0..).zip(lengths) {
-        let image = format!("touched-{round}");
+    let (short, long) =
+        if session.size == Size::Full { (gib, 10 * gib) } else { (8 << 20, 64 << 20) };
+    for (image, length, seed) in [("short", short, 1), ("a", long, 2), ("b", long, 3)] {
+        let image = format!("touched-{image}");
         larder.json(&["create", &image, "--length", &length.to_string()])?;
-        let writes: Vec<Call> = (0..length / TOUCHED_LEN)
-            .map(|part| Call::Write { offset: part * TOUCHED_LEN, len: 4096 })
-            .chain([Call::Flush])
-            .collect();
-        let reads: Vec<Call> =
-            (0..length >> 20).map(|part| Call::Read { offset: part << 20, len: 1 << 20 }).collect();
         let daemon = Daemon::start(larder.command(&["host", "run"]), folder)?;
         daemon.attach(&image, "writer", socket)?;
-        Client::connect(socket)?.replay(&writes, 16)?;
+        write_throughout(socket, length, seed)?;
         larder.json(&["commit", "writer"])?;
         daemon.discard("writer")?;
-        drop(daemon);
+    }
+    for (image, length) in [("touched-short", short), ("touched-a", long)] {
         let daemon = Daemon::start(larder.command(&["host", "run"]), folder)?;
         let idle = daemon.memory();
-        daemon.attach(&image, "reader", socket)?;
-        Client::connect(socket)?.replay(&reads, 4)?;
+        daemon.attach(image, "reader", socket)?;
+        Client::connect(socket)?.replay(&reads(0..length), UNDER_WAY)?;
         let read = daemon.memory();
-        Client::connect(socket)?.replay(&writes, 16)?;
-        let written = daemon.memory();
+        write_throughout(socket, length, 9)?;
+        let columns = vec![
+            ("idle_mib", idle),
+            ("read_mib", read),
+            ("read_and_written_mib", daemon.memory()),
+            ("peak_mib", daemon.peak()),
+        ];
         daemon.discard("reader")?;
-        session.rows.add(super::rows::Row {
-            contender: format!("a mirror of {} MiB, touched throughout", length >> 20),
-            round: 0,
-            columns: vec![
-                ("idle_mib", idle),
-                ("read_mib", read),
-                ("read_and_written_mib", written),
-                ("mib_for_the_mirror", written - idle),
-            ],
-        });
+        let contender = format!("a mirror of {} MiB, touched throughout", length >> 20);
+        session.rows.add(super::rows::Row { contender, round: 0, columns });
     }
+    let daemon = Daemon::start(larder.command(&["host", "run"]), folder)?;
+    let idle = daemon.memory();
+    read_two_at_once(&daemon, socket, long)?;
+    // Connections end a moment after their clients.
+    std::thread::sleep(Duration::from_secs(1));
+    let columns =
+        vec![("idle_mib", idle), ("read_mib", daemon.memory()), ("peak_mib", daemon.peak())];
+    let contender = format!("two mirrors of {} MiB, read at once", long >> 20);
+    session.rows.add(super::rows::Row { contender, round: 0, columns });
     Ok(())
+}
+
+/// Writes a block of noise into each part of a mirror.
+fn write_throughout(socket: &Path, length: u64, seed: u64) -> Result<()> {
+    let mut client = Client::connect(socket)?;
+    let mut noise = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+    let mut block = [0; 4096];
+    for part in 0..length / TOUCHED_LEN {
+        noise.fill(&mut block);
+        client.write_once(part * TOUCHED_LEN, &block)?;
+    }
+    client.replay(&[Call::Flush], 1).map(drop)
+}
+
+fn reads(range: std::ops::Range<u64>) -> Vec<Call> {
+    let read = |at| Call::Read { offset: at << 20, len: 1 << 20 };
+    (range.start >> 20..range.end >> 20).map(read).collect()
+}
+
+fn read_two_at_once(daemon: &Daemon, socket: &Path, length: u64) -> Result<()> {
+    let mirrors = ["a", "b"].map(|image| (image, socket.with_extension(image)));
+    for (image, socket) in &mirrors {
+        daemon.attach(&format!("touched-{image}"), image, socket)?;
+    }
+    let part_len = length / CONNECTIONS;
+    std::thread::scope(|scope| {
+        let readers =
+            mirrors.iter().flat_map(|(_, socket)| (0..CONNECTIONS).map(move |n| (socket, n)));
+        let reading: Vec<_> = readers
+            .map(|(socket, part)| {
+                let calls = reads(part * part_len..(part + 1) * part_len);
+                scope.spawn(move || Client::connect(socket)?.replay(&calls, UNDER_WAY))
+            })
+            .collect();
+        reading.into_iter().try_for_each(|reader| match reader.join() {
+            Ok(read) => read.map(drop),
+            Err(_) => Err(Error::new(Kind::Bug, "read", "a mirror").because("a panic")),
+        })
+    })
 }
