@@ -95,6 +95,10 @@ impl Tree for MirrorTree {
         Ok(view)
     }
 
+    fn is_read_only(&self) -> bool {
+        self.device.is_read_only()
+    }
+
     fn mirrors(&self) -> Result<Vec<MirrorName>> {
         Ok(vec![self.mirror.name().clone()])
     }

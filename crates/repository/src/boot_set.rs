@@ -29,7 +29,7 @@ use model::{
 };
 use store::{Chunk, ChunkStore};
 
-use crate::packer::{Entry, PACK_DATA_LEN, Packer};
+use crate::packer::{Entry, Packer};
 use crate::repository::Repository;
 
 /// How many versions back a set is looked for.
@@ -37,6 +37,9 @@ const ANCESTORS_MAX: usize = 16;
 
 /// Plain bytes of a piece.
 const PIECE_LEN: usize = 256 << 10;
+
+/// Plain bytes of a pack of pieces: less than of other packs, since a daemon makes them while it serves.
+const SET_PACK_LEN: u64 = 8 << 20;
 
 /// Bytes of unpacked chunks that are kept while a set is made.
 const CHUNKS_KEPT_LEN: usize = 8 << 20;
@@ -306,7 +309,7 @@ impl<'a> Maker<'a> {
         }
         self.packed_len += plain.len() as u64;
         self.packer.push(Entry { kind, digest, plain, blocks: Vec::new() })?;
-        if self.packed_len >= PACK_DATA_LEN {
+        if self.packed_len >= SET_PACK_LEN {
             self.packed_len = 0;
             self.packer.end_pack()?;
         }

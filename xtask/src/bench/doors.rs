@@ -90,9 +90,13 @@ fn run(session: &mut Session) -> Result<()> {
     std::fs::create_dir(&mount)
         .map_err(|source| Error::io("make", mount.display().to_string(), source))?;
     {
-        let served = larder.attach_at("--fuse", "data", "fuse", &mount, &[])?;
+        let served = larder.attach_at("--fuse", "data", "reads", &mount, &["--read-only"])?;
         let base = base(&folder.join("larder/state"))?;
         file_reads(session, &mut table, pace, &data, &mount.join("data/1"), &base)?;
+        served.detach()?;
+    }
+    {
+        let served = larder.attach_at("--fuse", "data", "fuse", &mount, &[])?;
         let nbd = larder.attach("data", "writes", &at("writes"))?;
         let file = mount.join("mirrors/fuse");
         writes(session, &mut table, pace, &data, &file, &at("writes"), &at("qemu"))?;

@@ -24,6 +24,8 @@ pub const BENCH: Bench = Bench {
     run,
 };
 
+const CONNECTIONS_END_MAX: Duration = Duration::from_secs(5);
+
 /// A daemon that runs.
 struct Daemon {
     folder: PathBuf,
@@ -91,6 +93,22 @@ impl Daemon {
     /// The most that it had in use so far, in MiB.
     fn peak(&self) -> f64 {
         self.status("VmHWM:")
+    }
+
+    /// Connections end a moment after their clients. What it takes that long for in vain counts.
+    fn wait_for_connections_to_end(&self) {
+        let began = Instant::now();
+        while began.elapsed() < CONNECTIONS_END_MAX && self.has_connections() {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    fn has_connections(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm"));
+        threads.is_ok_and(|mut threads| {
+            threads.any(|thread| thread.and_then(name).is_ok_and(|name| name.trim() == "aside"))
+        })
     }
 
     fn status(&self, name: &str) -> f64 {
@@ -215,8 +233,7 @@ fn touch(session: &mut Session, larder: &Larder, folder: &Path, socket: &Path) -
     let daemon = Daemon::start(larder.command(&["host", "run"]), folder)?;
     let idle = daemon.memory();
     read_two_at_once(&daemon, socket, long)?;
-    // Connections end a moment after their clients.
-    std::thread::sleep(Duration::from_secs(1));
+    daemon.wait_for_connections_to_end();
     let columns =
         vec![("idle_mib", idle), ("read_mib", daemon.memory()), ("peak_mib", daemon.peak())];
     let contender = format!("two mirrors of {} MiB, read at once", long >> 20);

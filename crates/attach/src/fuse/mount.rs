@@ -105,7 +105,7 @@ impl FuseMount {
         }
         let read_ahead_len = tree.read_ahead_len_max().unwrap_or(REQUEST_LEN_MAX);
         let acl = access();
-        let (fd, helper) = attach(&folder, acl)?;
+        let (fd, helper) = attach(&folder, acl, tree.is_read_only())?;
         let mut config = Config::default();
         config.acl = acl;
         config.n_threads = Some(EVENT_THREAD_COUNT);
@@ -264,20 +264,20 @@ fn access() -> SessionACL {
     }
 }
 
-fn attach(folder: &Path, acl: SessionACL) -> Result<(OwnedFd, Option<Helper>)> {
+fn attach(folder: &Path, acl: SessionACL, read_only: bool) -> Result<(OwnedFd, Option<Helper>)> {
     let subject = || folder.display().to_string();
     if !Path::new(DEVICE).exists() {
         return Err(Error::new(Kind::Unavailable, OPERATION, subject())
             .because(format!("this kernel offers no FUSE: {DEVICE} is missing"))
             .hint("load it: modprobe fuse"));
     }
-    let error = match attach_with_helper(folder, acl) {
+    let error = match attach_with_helper(folder, acl, read_only) {
         Ok(attached) => return Ok(attached),
         Err(error) => error,
     };
     if rustix::process::geteuid().is_root() {
         tracing::debug!(%error, "mounting without fusermount3");
-        let fd = attach_directly(folder).map_err(|error| failed(folder, error))?;
+        let fd = attach_directly(folder, read_only).map_err(|error| failed(folder, error))?;
         return Ok((fd, None));
     }
     if error.kind() == ErrorKind::NotFound {
@@ -288,7 +288,7 @@ fn attach(folder: &Path, acl: SessionACL) -> Result<(OwnedFd, Option<Helper>)> {
     Err(failed(folder, error))
 }
 
-fn attach_directly(folder: &Path) -> io::Result<OwnedFd> {
+fn attach_directly(folder: &Path, read_only: bool) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open(DEVICE)?;
     let options = CString::new(format!(
         "fd={},rootmode=40000,user_id={},group_id={},allow_other,default_permissions,max_read={}",
@@ -297,16 +297,24 @@ fn attach_directly(folder: &Path) -> io::Result<OwnedFd> {
         rustix::process::getgid().as_raw(),
         REQUEST_LEN_MAX,
     ))?;
-    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    let mut flags = MountFlags::NODEV | MountFlags::NOSUID;
+    flags.set(MountFlags::RDONLY, read_only);
     rustix::mount::mount(SOURCE, folder, KIND, flags, options.as_c_str())?;
     Ok(device.into())
 }
 
-fn attach_with_helper(folder: &Path, acl: SessionACL) -> io::Result<(OwnedFd, Option<Helper>)> {
+fn attach_with_helper(
+    folder: &Path,
+    acl: SessionACL,
+    read_only: bool,
+) -> io::Result<(OwnedFd, Option<Helper>)> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut options = format!(
         "fsname={SOURCE},subtype=larder,default_permissions,nodev,nosuid,max_read={REQUEST_LEN_MAX}"
     );
+    if read_only {
+        options.push_str(",ro");
+    }
     if acl == SessionACL::All {
         options.push_str(",allow_other,auto_unmount");
     }

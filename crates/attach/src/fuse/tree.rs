@@ -43,6 +43,11 @@ pub trait Tree: Send + Sync {
         false
     }
 
+    /// True where nothing in it is ever written: the kernel is told so, and spares a note of each read.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
     /// The most bytes that the kernel reads ahead; none: as much as it likes.
     fn read_ahead_len_max(&self) -> Option<u32> {
         None

@@ -69,6 +69,9 @@ fn a_read_only_attach_takes_no_write_at_any_door() {
     assert!(!succeeded, "{text}");
     assert!(std::fs::OpenOptions::new().write(true).open(served.file()).is_err());
     larder.shell(&format!("cmp disk.raw {}", served.file().display()));
+    // The kernel knows it of the whole mount, and answers by itself.
+    let flags = rustix::fs::statvfs(larder.path("mount")).unwrap().f_flag;
+    assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
     served.stop();
     assert_eq!(larder.json("mirrors")["mirrors"][0]["dirty_bytes"], 0);
 }
