@@ -61,6 +61,9 @@ fn disk(code: &[u8], text: &[u8]) -> Vec<u8> {
     disk
 }
 
+/// Has bash write nothing between what is typed and what comes of it.
+const PLAIN_ECHO: &[u8] = b"bind 'set enable-bracketed-paste off'\n";
+
 /// A terminal with larder in it.
 pub struct Terminal {
     process: Process,
@@ -340,14 +343,16 @@ fn a_real_debian_stands_still_for_a_commit_and_sees_its_disk_grow() {
     larder.json(&format!("import {} debian", debian("agent").display()));
     larder.json("create data --length 1MiB");
     let served = larder.attach("data --mirror data --vhost-user ./data.sock");
+    // Its memory is one that a vhost-user server may share.
     let mut terminal = Terminal::run(
         &larder,
         "run debian --mirror m --accel tcg --memory 512M --length 3GiB -- \
-         -object memory-backend-memfd,id=memory,size=512M,share=on -machine memory-backend=memory \
          -chardev socket,id=data,path=data.sock -device vhost-user-blk-pci,chardev=data",
     );
     terminal.wait_for("login: ", LIMIT * 5);
     terminal.send(b"root\n");
+    terminal.wait_for("~# ", LIMIT);
+    terminal.send(PLAIN_ECHO);
     terminal.wait_for("~# ", LIMIT);
     terminal.send(b"cat /sys/block/vda/size; systemctl is-active qemu-guest-agent\n");
     terminal.wait_for("6291456", LIMIT);
@@ -394,6 +399,8 @@ fn a_real_debian_without_an_agent_is_not_harmed_by_being_asked() {
     let failure = larder.fails("commit m --quiesce");
     assert!(failure.hint.unwrap().contains("qemu-guest-agent"));
     terminal.send(b"root\n");
+    terminal.wait_for("~# ", LIMIT);
+    terminal.send(PLAIN_ECHO);
     terminal.wait_for("~# ", LIMIT);
     terminal.send(b"sync && echo alive\n");
     terminal.wait_for("\nalive", LIMIT);
