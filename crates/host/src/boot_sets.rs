@@ -15,7 +15,7 @@ use std::time::Duration;
 use mirror::{Mirror, Recording, StateFolder};
 use model::boot_set::BOOT;
 use model::{BLOCK_LEN, Kind, Result, VersionId};
-use repository::background::in_background;
+use repository::background::{Line, in_background};
 use repository::{Repository, RepositoryChunks};
 
 use crate::owner::AttachRequest;
@@ -172,7 +172,7 @@ impl Watched {
         drop(told);
         match is_waited_for {
             true => self.store(),
-            false => in_background(|| self.store()),
+            false => in_background(Line::Short, || self.store()),
         }
     }
 

@@ -13,7 +13,7 @@ use guest::GuestAgent;
 use mirror::{Mirror, Sealed};
 use model::progress::Progress;
 use model::{Error, ImageName, Kind, Result, TagName, VersionId};
-use repository::background::in_background;
+use repository::background::{Line, in_background};
 use repository::{CommitRequest, Repository};
 use serde::{Deserialize, Serialize};
 
@@ -184,7 +184,7 @@ impl Committer {
         };
         let publish = || self.repository.commit(&sealed, &request);
         let committed = match self.steps_back && sealed.dirty_bytes() >= STEP_BACK_LEN_MIN {
-            true => in_background(publish),
+            true => in_background(Line::of(sealed.dirty_bytes()), publish),
             false => publish(),
         };
         // Dropped on the way out, the sealed changes are dirty again.

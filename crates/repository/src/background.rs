@@ -10,7 +10,8 @@
 //! that gets no processor would make those wait who must not.
 //!
 //! **Bounds**: few of them are at work at once, the others wait: a thousand mirrors that are committed at
-//! once take no more memory than two on a machine of two processors.
+//! once take no more memory than two on a machine of two processors. Long work has a line of its own, so
+//! that short work never waits for it.
 //!
 //! **Failure**: on a host whose processors are all busy such work takes as long as that lasts. Where no
 //! threads can be made it is done like any other.
@@ -26,30 +27,55 @@ thread_local! {
     static IS_BACKGROUND: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does work whose heavy part steps back behind everything else on this machine. Waits for its turn: as
-/// many are under way as half the processors, two at least, since each takes some 70 MiB of memory.
-pub fn in_background<T>(work: impl FnOnce() -> T) -> T {
-    struct Restore;
+/// Which line work waits in for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// That of work on at most [`SHORT_LEN_MAX`] bytes.
+    Short,
+    /// That of work on more.
+    Long,
+}
+
+/// Bytes that count as few: they are compressed within seconds.
+pub const SHORT_LEN_MAX: u64 = 256 << 20;
+
+impl Line {
+    /// The line of work on so many bytes.
+    pub fn of(len: u64) -> Self {
+        if len > SHORT_LEN_MAX { Line::Long } else { Line::Short }
+    }
+}
+
+/// Does work whose heavy part steps back behind everything else on this machine. Waits for its turn: of
+/// each line as many are under way as half the processors, two at least, since each takes some 70 MiB of
+/// memory.
+pub fn in_background<T>(line: Line, work: impl FnOnce() -> T) -> T {
+    struct Restore(Line);
     impl Drop for Restore {
         fn drop(&mut self) {
             IS_BACKGROUND.set(false);
-            let _ = turns().1.try_recv();
+            let _ = turns(self.0).1.try_recv();
         }
     }
     // Who has a turn needs no other.
     if IS_BACKGROUND.get() {
         return work();
     }
-    let _ = turns().0.send(());
-    let _restore = Restore;
+    let _ = turns(line).0.send(());
+    let _restore = Restore(line);
     IS_BACKGROUND.set(true);
     work()
 }
 
 /// A channel that holds as many as are under way.
-fn turns() -> &'static (Sender<()>, Receiver<()>) {
-    static TURNS: OnceLock<(Sender<()>, Receiver<()>)> = OnceLock::new();
-    TURNS.get_or_init(|| {
+fn turns(line: Line) -> &'static (Sender<()>, Receiver<()>) {
+    static SHORT: OnceLock<(Sender<()>, Receiver<()>)> = OnceLock::new();
+    static LONG: OnceLock<(Sender<()>, Receiver<()>)> = OnceLock::new();
+    let turns = match line {
+        Line::Short => &SHORT,
+        Line::Long => &LONG,
+    };
+    turns.get_or_init(|| {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         bounded((processors / 2).max(2))
     })
@@ -104,32 +130,46 @@ fn idle_pool() -> Option<&'static ThreadPool> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
     #[test]
     fn work_that_steps_back_waits_for_its_turn_and_one_inside_another_does_not() {
-        let max = turns().0.capacity().unwrap();
+        let line = Line::of(1);
+        let max = turns(line).0.capacity().unwrap();
         let (at_once, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..4 * max {
                 scope.spawn(|| {
-                    in_background(|| {
+                    in_background(line, || {
                         most.fetch_max(
                             at_once.fetch_add(1, Ordering::SeqCst) + 1,
                             Ordering::SeqCst,
                         );
-                        in_background(std::thread::yield_now);
+                        in_background(line, std::thread::yield_now);
                         at_once.fetch_sub(1, Ordering::SeqCst);
                     });
                 });
             }
         });
         assert!((1..=max).contains(&most.load(Ordering::SeqCst)));
+        // When all turns of a line are taken, the other line goes on.
+        let all = Barrier::new(max);
+        let meet = || {
+            all.wait();
+            let other = || in_background(Line::of(SHORT_LEN_MAX + 1), std::thread::yield_now);
+            std::thread::scope(|scope| scope.spawn(other).join().unwrap());
+            all.wait();
+        };
+        std::thread::scope(|scope| {
+            (0..max).for_each(|_| drop(scope.spawn(|| in_background(line, meet))));
+        });
         // A turn that a panic kept would be missed here.
         for _ in 0..=max {
-            let panicked = std::panic::catch_unwind(|| in_background(|| panic!("the work did")));
+            let panicked =
+                std::panic::catch_unwind(|| in_background(line, || panic!("the work did")));
             assert!(panicked.is_err() && !IS_BACKGROUND.get());
         }
     }
@@ -139,9 +179,9 @@ mod tests {
         let name = || std::thread::current().name().map(str::to_string);
         let here = name();
         assert_eq!(Crew::of_this_thread().run(name), here);
-        let inside = in_background(|| Crew::of_this_thread().run(name));
+        let inside = in_background(Line::Short, || Crew::of_this_thread().run(name));
         assert!(inside.unwrap().starts_with("commit-"));
-        assert!(in_background(|| Crew::of_this_thread().steps_back()));
+        assert!(in_background(Line::Long, || Crew::of_this_thread().steps_back()));
         assert!(!Crew::of_this_thread().steps_back());
         assert_eq!(Crew::of_this_thread().run(name), here);
     }
