@@ -58,7 +58,8 @@ impl Job {
             Target::File(file, kept_by) => {
                 command.arg("--ioengine=psync").arg(format!("--filename={}", file.display()));
                 command.args(["--allow_file_create=0", "--invalidate=0", "--fallocate=none"]);
-                command.args(["--thread", "--group_reporting"]);
+                // A file that the kernel reads by itself for FUSE gets no hints of how it will be read.
+                command.args(["--thread", "--group_reporting", "--fadvise_hint=0"]);
                 command.arg(format!("--numjobs={}", self.depth));
                 if self.is_dropped {
                     drop_pages(kept_by)?;
