@@ -8,14 +8,14 @@
 //!
 //! **Failure**: a set is a help, no promise: what goes wrong with one is logged and nothing else.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mirror::{Mirror, Recording, StateFolder};
 use model::boot_set::BOOT;
 use model::{BLOCK_LEN, Kind, Result, VersionId};
-use repository::background::{Line, in_background};
+use repository::turns::Line;
 use repository::{Repository, RepositoryChunks};
 
 use crate::owner::AttachRequest;
@@ -163,17 +163,17 @@ impl Watched {
                 reported = now;
                 self.report();
             }
-            told = changed
-                .wait_timeout_while(told, LOOK, |told| *told == Signal::None)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            told = wait(told, changed);
         }
-        let is_waited_for = *told == Signal::Ended;
+        // Who is waited for stands in line; the others look now and then, and so let it go first.
+        let mut turn = Line::Sets.try_turn();
+        while turn.is_none() && *told != Signal::Ended {
+            told = wait(told, changed);
+            turn = Line::Sets.try_turn();
+        }
         drop(told);
-        match is_waited_for {
-            true => self.store(),
-            false => in_background(Line::Short, || self.store()),
-        }
+        let _turn = turn.unwrap_or_else(|| Line::Sets.turn());
+        self.store();
     }
 
     fn report(&self) {
@@ -197,6 +197,13 @@ impl Watched {
             Err(error) => tracing::warn!("no working set: {}", error.chain()),
         }
     }
+}
+
+/// Waits until it is time to look again, or something else is told.
+fn wait<'a>(told: MutexGuard<'a, Signal>, changed: &Condvar) -> MutexGuard<'a, Signal> {
+    let before = *told;
+    let woken = changed.wait_timeout_while(told, LOOK, |told| *told == before);
+    woken.unwrap_or_else(PoisonError::into_inner).0
 }
 
 fn is_over(recording: Recording) -> bool {

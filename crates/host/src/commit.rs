@@ -13,7 +13,7 @@ use guest::GuestAgent;
 use mirror::{Mirror, Sealed};
 use model::progress::Progress;
 use model::{Error, ImageName, Kind, Result, TagName, VersionId};
-use repository::background::{Line, in_background};
+use repository::turns::Line;
 use repository::{CommitRequest, Repository};
 use serde::{Deserialize, Serialize};
 
@@ -182,11 +182,11 @@ impl Committer {
             origin: format!("commit {}", self.mirror.name()),
             progress,
         };
-        let publish = || self.repository.commit(&sealed, &request);
-        let committed = match self.steps_back && sealed.dirty_bytes() >= STEP_BACK_LEN_MIN {
-            true => in_background(Line::of(sealed.dirty_bytes()), publish),
-            false => publish(),
-        };
+        let len = sealed.dirty_bytes();
+        let takes_turn = self.steps_back && len >= STEP_BACK_LEN_MIN;
+        let turn = takes_turn.then(|| Line::of_commit(len).turn());
+        let committed = self.repository.commit(&sealed, &request);
+        drop(turn);
         // Dropped on the way out, the sealed changes are dirty again.
         let committed = committed.map_err(|error| self.explain(error, &parent))?;
         let version = &committed.version;

@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 
 use attach::nbd::Address;
 use env::RealFileSystem;
@@ -16,6 +17,7 @@ use model::progress::Silent;
 use model::{ImageName, Kind, MirrorName, Result};
 use repository::Repository;
 use repository::repository::Machine;
+use repository::turns::Line;
 
 /// A new repository with an image `web` of zeros.
 fn repository_in(folder: &Path, length: u64) -> Repository {
@@ -128,19 +130,21 @@ fn a_mirror_holds_its_version_until_it_is_thrown_away() {
     assert!(holds().is_empty());
 }
 
-#[test]
-fn what_a_mirror_records_is_brought_to_the_next_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let state = state_in(folder.path());
-    let repository = repository_in(&folder.path().join("repository"), 8 << 20);
-    // A version with bytes in it.
-    let owner = start(&repository, &state, folder.path()).unwrap();
+/// A repository whose `web@2` holds the bytes returned.
+fn repository_with_bytes(folder: &Path, state: &StateFolder) -> (Repository, Vec<u8>) {
+    let repository = repository_in(&folder.join("repository"), 8 << 20);
+    let owner = start(&repository, state, folder).unwrap();
     let bytes: Vec<u8> = (0..8 << 20).map(|at: u32| (at / 4096 % 251) as u8).collect();
     owner.mirror().write(0, &bytes).unwrap();
     let committer = Committer::new(repository.clone(), owner.mirror().clone());
     committer.commit(&CommitOptions::default(), &Silent).unwrap();
     owner.stop(true).unwrap();
-    let request = |record: Option<&str>| AttachRequest {
+    (repository, bytes)
+}
+
+/// Attaches `web@2`, without a door.
+fn recorded(record: Option<&str>) -> AttachRequest {
+    AttachRequest {
         reference: Some("web@2".parse().unwrap()),
         patience: Patience::Unlimited,
         mirror: name(),
@@ -148,8 +152,15 @@ fn what_a_mirror_records_is_brought_to_the_next_one() {
         record: record.map(str::to_string),
         length: None,
         client: None,
-    };
-    let owner = Owner::start(repository.clone(), state.clone(), &request(Some("boot"))).unwrap();
+    }
+}
+
+#[test]
+fn what_a_mirror_records_is_brought_to_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let (repository, bytes) = repository_with_bytes(folder.path(), &state);
+    let owner = Owner::start(repository.clone(), state.clone(), &recorded(Some("boot"))).unwrap();
     let mut buffer = vec![0; 256 << 10];
     owner.mirror().read(6 << 20, &mut buffer).unwrap();
     owner.mirror().read(1 << 20, &mut buffer).unwrap();
@@ -161,7 +172,7 @@ fn what_a_mirror_records_is_brought_to_the_next_one() {
     assert_eq!((firsts[0], found.set.block_count()), ((6 << 20) / 4096, 128));
     // Another host, where nothing is present yet.
     let elsewhere = StateFolder::new(Arc::new(RealFileSystem), folder.path().join("elsewhere"));
-    let owner = Owner::start(repository.clone(), elsewhere.clone(), &request(None)).unwrap();
+    let owner = Owner::start(repository.clone(), elsewhere.clone(), &recorded(None)).unwrap();
     let start = std::time::Instant::now();
     while owner.mirror().statistics().prefetched_bytes < 512 << 10 {
         assert!(start.elapsed().as_secs() < 60, "{:?}", owner.mirror().statistics());
@@ -174,6 +185,39 @@ fn what_a_mirror_records_is_brought_to_the_next_one() {
     assert_eq!((report.prefetched_bytes, report.prefetch_used_bytes), (512 << 10, 256 << 10));
     assert_eq!((report.waits, report.from_chunks_bytes), (0, 0));
     assert!(report.fetched_bytes > 0 && report.read_bytes == 256 << 10);
+}
+
+/// Takes all turns of a line, as commits that go on until nobody holds the other end of `until`.
+fn take_all_turns(line: Line, until: &Arc<Mutex<Receiver<()>>>) {
+    let (tell, is_taken) = channel();
+    loop {
+        let (tell, until) = (tell.clone(), until.clone());
+        std::thread::spawn(move || {
+            let turn = line.try_turn();
+            tell.send(turn.is_some()).unwrap();
+            if turn.is_some() {
+                let _ = until.lock().unwrap().recv();
+            }
+        });
+        if !is_taken.recv().unwrap() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_detach_waits_for_no_commit_before_it_keeps_the_working_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = state_in(folder.path());
+    let (repository, _) = repository_with_bytes(folder.path(), &state);
+    let (_commits_go_on, until) = channel();
+    let until = Arc::new(Mutex::new(until));
+    [Line::Short, Line::Long].iter().for_each(|line| take_all_turns(*line, &until));
+    let owner = Owner::start(repository.clone(), state, &recorded(Some("run:x"))).unwrap();
+    owner.mirror().read(0, &mut [0; 4096]).unwrap();
+    owner.stop(true).unwrap();
+    let version = repository.catalog().version(&"web@2".parse().unwrap()).unwrap();
+    assert!(repository.boot_set(&version, "run:x").unwrap().is_some());
 }
 
 #[test]

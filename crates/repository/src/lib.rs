@@ -21,7 +21,7 @@
 //! | [`statistics`], [`sizes`] | how much there is; what one version takes |
 //! | [`scrub`](mod@scrub) | reads everything back; repairs; makes a lost catalog anew |
 //! | [`chunks`] | the [`store::ChunkStore`] of a repository: looks up, reads, verifies |
-//! | [`background`] | work that steps back behind guests |
+//! | [`turns`] | how much heavy work is under way at once; what steps back behind guests |
 //! | `touched` | which versions damage touches, for the error of a read |
 //! | `walk` | what roots refer to, each distinct part once |
 //! | `rebuild` | a version made out of another: what is kept, what is laid out anew |
@@ -34,7 +34,6 @@
 //! 2. A writer that fails leaves nothing behind but what another writer may have come to use.
 //! 3. Memory is bounded whatever the size of the image or the repository.
 
-pub mod background;
 pub mod blob;
 pub mod boot_set;
 pub mod chunks;
@@ -62,6 +61,7 @@ pub mod sizes;
 pub mod statistics;
 pub mod stock;
 mod touched;
+pub mod turns;
 mod walk;
 mod windows;
 

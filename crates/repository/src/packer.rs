@@ -22,7 +22,7 @@ use model::digest::DIGEST_LEN;
 use model::{BlockDigest, Error, Kind, Realm, Result};
 use store::{PackName, PackStore};
 
-use crate::background::Crew;
+use crate::turns::Crew;
 
 /// Plain bytes of the data chunks of one pack.
 pub const PACK_DATA_LEN: u64 = 16 << 20;
@@ -32,8 +32,8 @@ const PACK_ROOM_LEN: usize = PACK_DATA_LEN as usize + (2 << 20);
 
 /// How many entries may be on their way to a pack. Bounds memory: 64 chunks of at most 1 MiB, twice.
 const IN_FLIGHT_MAX: usize = 64;
-/// The same where the work steps back.
-const BACKGROUND_IN_FLIGHT_MAX: usize = 8;
+/// The same inside a turn.
+const SPARING_IN_FLIGHT_MAX: usize = 8;
 
 /// One entry to be packed.
 pub struct Entry {
@@ -100,7 +100,7 @@ impl Packer {
     pub fn start(destination: Destination) -> Self {
         let level = destination.compression_level;
         let crew = Crew::of_this_thread();
-        let in_flight = if crew.steps_back() { BACKGROUND_IN_FLIGHT_MAX } else { IN_FLIGHT_MAX };
+        let in_flight = if crew.is_sparing() { SPARING_IN_FLIGHT_MAX } else { IN_FLIGHT_MAX };
         let (jobs, queue) = bounded(in_flight);
         let (announce, visible) = unbounded();
         let thread = std::thread::spawn(move || pack_all(&destination, crew, &queue, &announce));

@@ -17,12 +17,12 @@ use model::source::DiskSource;
 use model::{BLOCK_LEN, BlockDigest, BlockRange, Error, Kind, Result};
 use rayon::prelude::*;
 
-use crate::background::Crew;
+use crate::turns::Crew;
 
 /// How many windows go round.
 const WINDOW_COUNT: usize = 4;
-/// How many do where the work steps back.
-const BACKGROUND_WINDOW_COUNT: usize = 2;
+/// How many do inside a turn.
+const SPARING_WINDOW_COUNT: usize = 2;
 
 /// Bytes that one job of the thread pool digests.
 const DIGEST_JOB_LEN: usize = 256 << 10;
@@ -222,7 +222,7 @@ pub fn run(
         source.data_len_hint().map_or(WINDOW_LEN as u64, |len| len.min(WINDOW_LEN as u64));
     let capacity = (capacity as usize).next_multiple_of(BLOCK_LEN).max(BLOCK_LEN);
     let crew = Crew::of_this_thread();
-    let count = if crew.steps_back() { BACKGROUND_WINDOW_COUNT } else { WINDOW_COUNT };
+    let count = if crew.is_sparing() { SPARING_WINDOW_COUNT } else { WINDOW_COUNT };
     let (give, empty) = bounded(count);
     let (read, to_digest) = bounded(1);
     let (digested, to_consume) = bounded(1);

@@ -24,6 +24,7 @@ pub const BENCH: Bench = Bench {
     run,
 };
 
+/// Connections that have not ended after this long are in the memory that is measured.
 const CONNECTIONS_END_MAX: Duration = Duration::from_secs(5);
 
 /// A daemon that runs.
@@ -210,7 +211,11 @@ fn touch(session: &mut Session, larder: &Larder, folder: &Path, socket: &Path) -
         let daemon = Daemon::start(larder.command(&["host", "run"]), folder)?;
         daemon.attach(&image, "writer", socket)?;
         write_throughout(socket, length, seed)?;
+        let written = daemon.memory();
         larder.json(&["commit", "writer"])?;
+        let columns = vec![("written_mib", written), ("peak_mib", daemon.peak())];
+        let contender = format!("{image}, {} MiB committed", length / TOUCHED_LEN * 4096 >> 20);
+        session.rows.add(super::rows::Row { contender, round: 0, columns });
         daemon.discard("writer")?;
     }
     for (image, length) in [("touched-short", short), ("touched-a", long)] {

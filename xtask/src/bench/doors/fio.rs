@@ -26,7 +26,8 @@ pub struct Job {
     how: &'static str,
     bytes: &'static str,
     depth: u32,
-    is_dropped: bool,
+    /// True where it begins with nothing of the file in the page cache.
+    pub is_dropped: bool,
 }
 
 impl Job {
