@@ -1,7 +1,6 @@
 //! How much memory the process keeps that nothing in it uses.
 //!
-//! **Source**: mallopt(3), and what `cargo xtask bench host` says of two disks that are read at once. Each
-//! thread with a heap of its own, and heaps that give back little, kept far more, at equal speed.
+//! **Source**: mallopt(3), and what `cargo xtask bench host` says of two disks that are read at once.
 
 /// Heaps that threads share.
 const HEAP_COUNT: libc::c_int = 2;

@@ -27,6 +27,8 @@ use model::{
     BLOCK_LEN, BlockDigest, ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest,
     Result, Run, SegmentMap, VersionId,
 };
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
 use store::{Chunk, ChunkStore};
 
 use crate::packer::{Entry, Packer};
@@ -42,7 +44,13 @@ const PIECE_LEN: usize = 256 << 10;
 const SET_PACK_LEN: u64 = 8 << 20;
 
 /// Bytes of unpacked chunks that are kept while a set is made.
-const CHUNKS_KEPT_LEN: usize = 8 << 20;
+const CHUNKS_KEPT_LEN: u64 = 4 << 20;
+
+/// Bytes of maps that are: a disk may have a thousand of them, of up to 768 KiB each.
+const MAPS_KEPT_LEN: u64 = 4 << 20;
+
+/// How many of each that will be, by and large.
+const KEPT_COUNT: usize = 128;
 
 /// Bytes of a set that its sources may take. The rest is for reads and pieces.
 const SOURCES_LEN_MAX: usize = PLAIN_LEN_MAX - (1 << 20);
@@ -165,6 +173,22 @@ impl Repository {
     }
 }
 
+/// Weighs what is kept by its bytes.
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<u32, Arc<SegmentMap>> for Bytes {
+    fn weight(&self, _segment: &u32, map: &Arc<SegmentMap>) -> u64 {
+        (size_of_val(map.runs()) + size_of::<SegmentMap>()) as u64
+    }
+}
+
+impl Weighter<ChunkDigest, Chunk> for Bytes {
+    fn weight(&self, _digest: &ChunkDigest, chunk: &Chunk) -> u64 {
+        (chunk.bytes().len() + size_of::<Chunk>()) as u64
+    }
+}
+
 /// Makes one set.
 struct Maker<'a> {
     repository: &'a Repository,
@@ -172,9 +196,8 @@ struct Maker<'a> {
     lease: LeaseId,
     packer: Packer,
     packed_len: u64,
-    maps: HashMap<u32, Arc<SegmentMap>>,
-    chunks: HashMap<ChunkDigest, Chunk>,
-    chunks_len: usize,
+    maps: Cache<u32, Arc<SegmentMap>, Bytes>,
+    chunks: Cache<ChunkDigest, Chunk, Bytes>,
     seen: HashSet<u64>,
     sources: Vec<BootSource>,
     positions: HashMap<ChunkDigest, u32>,
@@ -192,9 +215,8 @@ impl<'a> Maker<'a> {
             lease,
             packer: Packer::start(repository.destination_of(lease)),
             packed_len: 0,
-            maps: HashMap::new(),
-            chunks: HashMap::new(),
-            chunks_len: 0,
+            maps: Cache::with_weighter(KEPT_COUNT, MAPS_KEPT_LEN, Bytes),
+            chunks: Cache::with_weighter(KEPT_COUNT, CHUNKS_KEPT_LEN, Bytes),
             seen: HashSet::new(),
             sources: Vec::new(),
             positions: HashMap::new(),
@@ -264,11 +286,6 @@ impl<'a> Maker<'a> {
             return Ok(chunk.clone());
         }
         let chunk = self.repository.chunks().chunk(digest)?;
-        self.chunks_len += chunk.bytes().len();
-        if self.chunks_len > CHUNKS_KEPT_LEN {
-            self.chunks.clear();
-            self.chunks_len = chunk.bytes().len();
-        }
         self.chunks.insert(digest, chunk.clone());
         Ok(chunk)
     }

@@ -33,7 +33,7 @@ const PACK_ROOM_LEN: usize = PACK_DATA_LEN as usize + (2 << 20);
 /// How many entries may be on their way to a pack. Bounds memory: 64 chunks of at most 1 MiB, twice.
 const IN_FLIGHT_MAX: usize = 64;
 /// The same inside a turn.
-const SPARING_IN_FLIGHT_MAX: usize = 8;
+const SPARING_IN_FLIGHT_MAX: usize = 4;
 
 /// One entry to be packed.
 pub struct Entry {

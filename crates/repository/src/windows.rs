@@ -6,8 +6,8 @@
 //!     └────────────────────── empty windows ◄─────────────────────┘
 //! ```
 //!
-//! Four windows go round, so reading, digesting and deciding run at once in bounded memory; two where
-//! the work steps back, so that one is read while the other is laid out.
+//! Four windows go round, so reading, digesting and deciding run at once in bounded memory; two
+//! inside a [turn](crate::turns), so that one is read while the other is laid out.
 
 use chunking::{WINDOW_LEN, digest_blocks};
 use crossbeam_channel::{Receiver, Sender, bounded};

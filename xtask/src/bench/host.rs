@@ -214,7 +214,7 @@ fn touch(session: &mut Session, larder: &Larder, folder: &Path, socket: &Path) -
         let written = daemon.memory();
         larder.json(&["commit", "writer"])?;
         let columns = vec![("written_mib", written), ("peak_mib", daemon.peak())];
-        let contender = format!("{image}, {} MiB committed", length / TOUCHED_LEN * 4096 >> 20);
+        let contender = format!("{image}, {} MiB committed", (length / TOUCHED_LEN * 4096) >> 20);
         session.rows.add(super::rows::Row { contender, round: 0, columns });
         daemon.discard("writer")?;
     }
