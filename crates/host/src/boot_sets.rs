@@ -13,9 +13,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mirror::{Mirror, Recording, StateFolder};
-use model::boot_set::BOOT;
+use model::boot_set::{BOOT, FirstRead};
 use model::{BLOCK_LEN, Kind, Result, VersionId};
-use repository::turns::Line;
+use repository::turns::{Line, Turn};
 use repository::{Repository, RepositoryChunks};
 
 use crate::owner::AttachRequest;
@@ -140,22 +140,35 @@ impl Drop for BootWatch {
 
 impl Watched {
     fn watch(&self, (signal, changed): &(Mutex<Signal>, Condvar)) {
-        let mut told = signal.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = signal.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.watch_until_over(told, changed);
+        self.report();
+        let blocks = self.mirror.recording().map_or(0, |recording| recording.block_count);
+        let reads = self.mirror.stop_recording();
+        let is_kept = match *told {
+            // A boot that was cut off is none.
+            Signal::Ended => self.is_asked_for,
+            Signal::None | Signal::Ready => {
+                self.is_wanted && (blocks >= BLOCKS_MIN || self.is_asked_for)
+            }
+        };
+        if is_kept {
+            let _turn = turn(told, changed);
+            self.store(&reads, blocks);
+        }
+    }
+
+    fn watch_until_over<'a>(
+        &self,
+        mut told: MutexGuard<'a, Signal>,
+        changed: &Condvar,
+    ) -> MutexGuard<'a, Signal> {
         // A mirror that nobody reads costs no writes.
         let mut reported = None;
         loop {
-            let over = self.mirror.recording().is_some_and(is_over);
-            match (*told, self.is_asked_for) {
-                (Signal::Ready, _) => break,
-                // A boot that was cut off is none.
-                (Signal::Ended, false) => {
-                    self.report();
-                    self.mirror.stop_recording();
-                    return;
-                }
-                (Signal::Ended, true) => break,
-                (Signal::None, false) if over => break,
-                (Signal::None, _) => {}
+            let is_over = !self.is_asked_for && self.mirror.recording().is_some_and(is_over);
+            if *told != Signal::None || is_over {
+                return told;
             }
             let blocks = self.mirror.recording().map(|recording| recording.block_count);
             let now = Some((blocks, self.chunks.read_len()));
@@ -165,15 +178,6 @@ impl Watched {
             }
             told = wait(told, changed);
         }
-        // Who is waited for stands in line; the others look now and then, and so let it go first.
-        let mut turn = Line::Sets.try_turn();
-        while turn.is_none() && *told != Signal::Ended {
-            told = wait(told, changed);
-            turn = Line::Sets.try_turn();
-        }
-        drop(told);
-        let _turn = turn.unwrap_or_else(|| Line::Sets.turn());
-        self.store();
     }
 
     fn report(&self) {
@@ -182,14 +186,8 @@ impl Watched {
         report.write(&self.state, self.mirror.name());
     }
 
-    fn store(&self) {
-        self.report();
-        let blocks = self.mirror.recording().map_or(0, |recording| recording.block_count);
-        let reads = self.mirror.stop_recording();
-        if !self.is_wanted || blocks < BLOCKS_MIN && !self.is_asked_for {
-            return;
-        }
-        match self.repository.record_boot_set(&self.version, &self.name, &reads) {
+    fn store(&self, reads: &[FirstRead], blocks: u64) {
+        match self.repository.record_boot_set(&self.version, &self.name, reads) {
             Ok(record) => tracing::info!(
                 version = %self.version, name = self.name, boots = record.boots, blocks,
                 "recorded a working set"
@@ -197,6 +195,18 @@ impl Watched {
             Err(error) => tracing::warn!("no working set: {}", error.chain()),
         }
     }
+}
+
+/// A turn to make a set. Who is waited for stands in line; the others look now and then, and so let it
+/// go first.
+fn turn(mut told: MutexGuard<'_, Signal>, changed: &Condvar) -> Turn {
+    let mut turn = Line::Sets.try_turn();
+    while turn.is_none() && *told != Signal::Ended {
+        told = wait(told, changed);
+        turn = Line::Sets.try_turn();
+    }
+    drop(told);
+    turn.unwrap_or_else(|| Line::Sets.turn())
 }
 
 /// Waits until it is time to look again, or something else is told.
