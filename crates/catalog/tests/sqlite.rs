@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use catalog::{Catalog, ImageFilter, SqliteCatalog, contract};
 use env::{ManualClock, SystemClock};
@@ -184,18 +184,24 @@ fn six_thousand_images_are_listed_quickly() {
     assert_eq!(some().len(), 600);
     assert_eq!(first.version, VersionNumber::FIRST);
     for (what, list) in [("all", &all as &dyn Fn() -> _), ("searched", &some)] {
-        // Other tests run beside this one: what counts is what it costs when they leave it alone.
-        let mut quickest = Duration::MAX;
+        // Other tests run beside this one: what counts is the processor's time, when they leave it alone.
+        let mut least = Duration::MAX;
         for _ in 0..100 {
-            let start = Instant::now();
+            let before = processor_time();
             let _: Vec<catalog::ImageRecord> = list();
-            quickest = quickest.min(start.elapsed());
-            if quickest < Duration::from_millis(100) {
+            least = least.min(processor_time() - before);
+            if least < Duration::from_millis(100) {
                 break;
             }
         }
-        assert!(quickest < Duration::from_millis(100), "{what}: {quickest:?}");
+        assert!(least < Duration::from_millis(100), "{what}: {least:?}");
     }
+}
+
+/// What this process has used so far.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap()
 }
 
 /// Adds images of three versions, two tags and two labels, from below: each through the trait would
