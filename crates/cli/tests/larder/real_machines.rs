@@ -315,8 +315,8 @@ fn a_debian_that_counts_is_suspended_and_counts_on() {
     let mut console = ScriptedConsole::new(copies.console(0)).unwrap();
     console.wait_for("# ", SOON).unwrap();
     let later = number(&mut console, "cat /run/count");
-    assert!(later > count, "{later} after {count}");
-    assert!(later < count + 10_000, "it has not begun anew");
+    // It may have been stopped before it counted on; that it does is waited for below.
+    assert!((count..count + 10_000).contains(&later), "{later} after {count}");
     let alive = number(&mut console, "kill -0 $(cat /run/counter); echo $?");
     assert_eq!(alive, 0);
     let more = format!("until [ $(cat /run/count) -gt {later} ]; do sleep 0.1; done");
