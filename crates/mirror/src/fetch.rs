@@ -27,16 +27,16 @@ use std::time::Duration;
 use env::File;
 use model::block::{BLOCKS_PER_SEGMENT, SEGMENT_LEN, blocks_in_segment};
 use model::boot_set::BootPiece;
-use model::{BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, Result, Run, SegmentMap};
-use store::ChunkStore;
+use model::{
+    BLOCK_LEN, ChunkDigest, Error, Kind, LayoutDigest, Manifest, MapDigest, Result, Run, SegmentMap,
+};
+use store::{Chunk, ChunkStore, Recent};
 
 use crate::at_once::at_once;
 use crate::background::Background;
 use crate::base::{Base, FetchKey};
 use crate::boot::{Boot, BootCounts};
-use crate::chunks::ChunkCache;
 use crate::journal::{Journal, Origin};
-use crate::maps::MapCache;
 use crate::patience::{FetchError, Patience, Reachability, persist};
 use crate::plan::BaseBlock;
 use crate::presence::{BaseSegment, PresentBits};
@@ -72,8 +72,8 @@ const AT_ONCE_MAX: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// What all views of a state folder share.
 pub(crate) struct Parts {
-    pub(crate) chunks: Arc<ChunkCache>,
-    pub(crate) maps: Arc<MapCache>,
+    pub(crate) chunks: Arc<Recent<ChunkDigest, Chunk>>,
+    pub(crate) maps: Arc<Recent<MapDigest, Arc<SegmentMap>>>,
     pub(crate) background: Arc<Background>,
     pub(crate) reachability: Arc<Reachability>,
     pub(crate) room: Arc<Room>,
@@ -280,7 +280,7 @@ impl BaseView {
     /// The map of a segment, if it was loaded.
     pub(crate) fn loaded_map(&self, segment: u32) -> Option<Arc<SegmentMap>> {
         match self.layout().manifest.segment(segment) {
-            Some(entry) => self.parts.maps.get(entry.map),
+            Some(entry) => self.parts.maps.get(&entry.map),
             None => Some(Arc::default()),
         }
     }
@@ -295,11 +295,11 @@ impl BaseView {
     pub(crate) fn map(&self, layout: &Layout, segment: u32) -> Result<Arc<SegmentMap>, FetchError> {
         let Some(entry) = layout.manifest.segment(segment) else { return Ok(Arc::default()) };
         loop {
-            if let Some(map) = self.parts.maps.get(entry.map) {
+            if let Some(map) = self.parts.maps.get(&entry.map) {
                 return Ok(map);
             }
             let Some(_flight) = self.base.flights.board(FetchKey::Map(segment)) else { continue };
-            if let Some(map) = self.parts.maps.get(entry.map) {
+            if let Some(map) = self.parts.maps.get(&entry.map) {
                 return Ok(map);
             }
             let map = self.ask(|store| store.segment_map(entry.map))?;
@@ -516,8 +516,8 @@ impl BaseView {
         Ok(bytes)
     }
 
-    pub(crate) fn chunk(&self, digest: ChunkDigest) -> Result<store::Chunk, FetchError> {
-        self.parts.chunks.get_or_fetch(digest, || {
+    pub(crate) fn chunk(&self, digest: ChunkDigest) -> Result<Chunk, FetchError> {
+        self.parts.chunks.get_or_fetch(&digest, || {
             let asked = self.journal.now();
             let chunk = self.ask(|store| store.chunk(digest))?;
             self.distance.learn(self.journal.now() - asked);

@@ -19,7 +19,6 @@
 //! | `room`, `evict` | a limit for bases; who goes when it is reached |
 //! | [`pins`] | bases that stay |
 //! | `fetch`, `reads` | how a base gets what it misses; how it is read |
-//! | `chunks`, `maps` | chunks and segment maps that were used a moment ago |
 //! | [`patience`] | waiting for a store that cannot be reached |
 //! | `flights`, `pace`, `at_once` | fetches that are under way; how many those are |
 //! | `readahead`, `background` | fetching what will be read next |
@@ -34,7 +33,6 @@ mod background;
 pub mod backing;
 mod base;
 mod boot;
-mod chunks;
 pub mod device;
 mod evict;
 mod extents;
@@ -45,7 +43,6 @@ pub mod grow;
 pub mod journal;
 mod live;
 mod log;
-mod maps;
 pub mod mirror;
 mod overlay;
 mod pace;

@@ -17,20 +17,30 @@ use std::sync::{Arc, OnceLock};
 use env::entropy::{Entropy, SystemEntropy};
 use env::{File, FileSystem, OpenMode};
 use format::mirror_log::LogBinding;
-use model::{ContentDigest, Error, Kind, LayoutDigest, MirrorName, Result, VersionId};
-use store::{CachedChunks, ChunkStore};
+use model::{
+    ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, MapDigest, MirrorName, Result,
+    SegmentMap, VersionId,
+};
+use store::{CachedChunks, Chunk, ChunkStore, Recent};
 
 use crate::background::Background;
-use crate::chunks::ChunkCache;
 use crate::fetch::{BaseView, Parts};
 use crate::live::LiveStates;
 use crate::log::{log_path, read_log};
-use crate::maps::MapCache;
 use crate::mirror::{overlay_len, restore_states};
 use crate::patience::Reachability;
 use crate::room::{Room, UNLIMITED};
 
 const LOCK_LEN_MAX: u64 = 64;
+
+/// Plain bytes of chunks that were used a moment ago: segments and bases share them.
+const CHUNKS_LEN_MAX: u64 = 16 << 20;
+const CHUNK_LEN: u64 = 128 << 10;
+
+/// Bytes of segment maps that were: some 200 of a fresh import, 12 GiB of address space. A map is needed
+/// where blocks of its segment are missing, and is read again where it has gone.
+const MAPS_LEN_MAX: u64 = 8 << 20;
+const MAP_LEN: u64 = 36 << 10;
 
 /// Every file system that has holes has files of this length.
 const PROBED_MIN: u64 = 1 << 40;
@@ -97,8 +107,8 @@ struct Shared {
     file_system: Arc<dyn FileSystem>,
     path: PathBuf,
     room: Arc<Room>,
-    chunks: Arc<ChunkCache>,
-    maps: Arc<MapCache>,
+    chunks: Arc<Recent<ChunkDigest, Chunk>>,
+    maps: Arc<Recent<MapDigest, Arc<SegmentMap>>>,
     kept_chunks: OnceLock<Arc<store::ChunkCache>>,
     background: Arc<Background>,
     reachability: Arc<Reachability>,
@@ -125,8 +135,8 @@ impl StateFolder {
             room: Arc::new(Room::new(file_system.clone(), path.clone())),
             file_system,
             path,
-            chunks: Arc::new(ChunkCache::new()),
-            maps: Arc::new(MapCache::new()),
+            chunks: Arc::new(Recent::new(CHUNKS_LEN_MAX, CHUNK_LEN)),
+            maps: Arc::new(Recent::new(MAPS_LEN_MAX, MAP_LEN)),
             kept_chunks: OnceLock::new(),
             background: Arc::new(background),
             reachability: Arc::default(),

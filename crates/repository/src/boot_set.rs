@@ -25,11 +25,9 @@ use model::boot_set::{
 };
 use model::{
     BLOCK_LEN, BlockDigest, ChunkDigest, ContentDigest, Error, Kind, LayoutDigest, Manifest,
-    Result, Run, SegmentMap, VersionId,
+    MapDigest, Result, Run, SegmentMap, VersionId,
 };
-use quick_cache::Weighter;
-use quick_cache::unsync::Cache;
-use store::{Chunk, ChunkStore};
+use store::{Chunk, ChunkStore, Recent};
 
 use crate::packer::{Entry, Packer};
 use crate::repository::Repository;
@@ -49,8 +47,8 @@ const CHUNKS_KEPT_LEN: u64 = 4 << 20;
 /// Bytes of maps that are: a disk may have a thousand of them, of up to 768 KiB each.
 const MAPS_KEPT_LEN: u64 = 4 << 20;
 
-/// How many of each that will be, by and large.
-const KEPT_COUNT: usize = 128;
+/// Bytes of one of them, by and large.
+const KEPT_LEN: u64 = 64 << 10;
 
 /// Bytes of a set that its sources may take. The rest is for reads and pieces.
 const SOURCES_LEN_MAX: usize = PLAIN_LEN_MAX - (1 << 20);
@@ -173,22 +171,6 @@ impl Repository {
     }
 }
 
-/// Weighs what is kept by its bytes.
-#[derive(Clone)]
-struct Bytes;
-
-impl Weighter<u32, Arc<SegmentMap>> for Bytes {
-    fn weight(&self, _segment: &u32, map: &Arc<SegmentMap>) -> u64 {
-        (size_of_val(map.runs()) + size_of::<SegmentMap>()) as u64
-    }
-}
-
-impl Weighter<ChunkDigest, Chunk> for Bytes {
-    fn weight(&self, _digest: &ChunkDigest, chunk: &Chunk) -> u64 {
-        (chunk.bytes().len() + size_of::<Chunk>()) as u64
-    }
-}
-
 /// Makes one set.
 struct Maker<'a> {
     repository: &'a Repository,
@@ -196,8 +178,8 @@ struct Maker<'a> {
     lease: LeaseId,
     packer: Packer,
     packed_len: u64,
-    maps: Cache<u32, Arc<SegmentMap>, Bytes>,
-    chunks: Cache<ChunkDigest, Chunk, Bytes>,
+    maps: Recent<MapDigest, Arc<SegmentMap>>,
+    chunks: Recent<ChunkDigest, Chunk>,
     seen: HashSet<u64>,
     sources: Vec<BootSource>,
     positions: HashMap<ChunkDigest, u32>,
@@ -215,8 +197,8 @@ impl<'a> Maker<'a> {
             lease,
             packer: Packer::start(repository.destination_of(lease)),
             packed_len: 0,
-            maps: Cache::with_weighter(KEPT_COUNT, MAPS_KEPT_LEN, Bytes),
-            chunks: Cache::with_weighter(KEPT_COUNT, CHUNKS_KEPT_LEN, Bytes),
+            maps: Recent::new(MAPS_KEPT_LEN, KEPT_LEN),
+            chunks: Recent::new(CHUNKS_KEPT_LEN, KEPT_LEN),
             seen: HashSet::new(),
             sources: Vec::new(),
             positions: HashMap::new(),
@@ -271,23 +253,14 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    fn map(&mut self, segment: u32) -> Result<Option<Arc<SegmentMap>>> {
-        if let Some(map) = self.maps.get(&segment) {
-            return Ok(Some(map.clone()));
-        }
+    fn map(&self, segment: u32) -> Result<Option<Arc<SegmentMap>>> {
         let Some(entry) = self.manifest.segment(segment) else { return Ok(None) };
-        let map = self.repository.chunks().segment_map(entry.map)?;
-        self.maps.insert(segment, map.clone());
-        Ok(Some(map))
+        let read = || self.repository.chunks().segment_map(entry.map);
+        self.maps.get_or_fetch(&entry.map, read).map(Some)
     }
 
-    fn chunk(&mut self, digest: ChunkDigest) -> Result<Chunk> {
-        if let Some(chunk) = self.chunks.get(&digest) {
-            return Ok(chunk.clone());
-        }
-        let chunk = self.repository.chunks().chunk(digest)?;
-        self.chunks.insert(digest, chunk.clone());
-        Ok(chunk)
+    fn chunk(&self, digest: ChunkDigest) -> Result<Chunk> {
+        self.chunks.get_or_fetch(&digest, || self.repository.chunks().chunk(digest))
     }
 
     /// The position of a chunk among the sources; `None` where there is no room for another.

@@ -10,6 +10,7 @@
 //! | [`chunk_store`] | the trait that mirrors and exports read from: verified chunks, maps, manifests |
 //! | [`chunk_cache`] | chunks that a host keeps near, before a store |
 //! | [`chunk`] | a chunk that was digested on the way in |
+//! | [`recent`] | chunks and maps that were used a moment ago, in memory |
 //!
 //! **Not here**: where a chunk lies (that is `catalog`'s), and how packs are laid out (`format`'s).
 
@@ -21,6 +22,7 @@ pub mod directory;
 pub mod memory;
 pub mod memory_chunks;
 pub mod pack_store;
+pub mod recent;
 
 pub use chunk::Chunk;
 pub use chunk_cache::{CachedChunks, ChunkCache, ChunkCacheNumbers};
@@ -30,3 +32,4 @@ pub use directory::DirectoryPackStore;
 pub use memory::MemoryPackStore;
 pub use memory_chunks::MemoryChunkStore;
 pub use pack_store::{PackName, PackStore};
+pub use recent::Recent;
