@@ -105,7 +105,7 @@ impl BootWatch {
             version: version.id,
             name: record.unwrap_or(BOOT).to_string(),
             is_asked_for: record.is_some(),
-            is_wanted: record.is_some() || !is_settled,
+            is_wanted: !is_settled,
         };
         let signal = Arc::new((Mutex::new(Signal::None), Condvar::new()));
         let thread = std::thread::spawn({
@@ -145,14 +145,9 @@ impl Watched {
         self.report();
         let blocks = self.mirror.recording().map_or(0, |recording| recording.block_count);
         let reads = self.mirror.stop_recording();
-        let is_kept = match *told {
-            // A boot that was cut off is none.
-            Signal::Ended => self.is_asked_for,
-            Signal::None | Signal::Ready => {
-                self.is_wanted && (blocks >= BLOCKS_MIN || self.is_asked_for)
-            }
-        };
-        if is_kept {
+        // One that was cut off is none.
+        let is_boot = *told != Signal::Ended && blocks >= BLOCKS_MIN;
+        if self.is_asked_for || self.is_wanted && is_boot {
             let _turn = turn(told, changed);
             self.store(&reads, blocks);
         }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use attach::nbd::Address;
 use env::RealFileSystem;
@@ -215,7 +216,9 @@ fn a_detach_waits_for_no_commit_before_it_keeps_the_working_set() {
     [Line::Short, Line::Long].iter().for_each(|line| take_all_turns(*line, &until));
     let owner = Owner::start(repository.clone(), state, &recorded(Some("run:x"))).unwrap();
     owner.mirror().read(0, &mut [0; 4096]).unwrap();
-    owner.stop(true).unwrap();
+    let (tell, is_detached) = channel();
+    std::thread::spawn(move || tell.send(owner.stop(true)));
+    is_detached.recv_timeout(Duration::from_secs(60)).expect("it waits for commits").unwrap();
     let version = repository.catalog().version(&"web@2".parse().unwrap()).unwrap();
     assert!(repository.boot_set(&version, "run:x").unwrap().is_some());
 }

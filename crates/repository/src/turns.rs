@@ -106,29 +106,24 @@ impl Drop for Turn {
     }
 }
 
-/// Where heavy work of this thread is done.
+/// Where heavy work of this thread is done: that of the line which it has a turn of.
 #[derive(Clone, Copy)]
-pub(crate) struct Crew {
-    line: Option<Line>,
-    idle: Option<&'static ThreadPool>,
-}
+pub(crate) struct Crew(Option<Line>);
 
 impl Crew {
     /// The crew of the calling thread.
     pub(crate) fn of_this_thread() -> Self {
-        let line = LINE.get();
-        let steps_back = matches!(line, Some(Line::Short | Line::Long));
-        Crew { line, idle: steps_back.then(idle_pool).flatten() }
+        Crew(LINE.get())
     }
 
     /// True inside a turn: fewer buffers then, since guests' pages need the memory more.
     pub(crate) fn is_sparing(self) -> bool {
-        self.line.is_some()
+        self.0.is_some()
     }
 
     /// Does work on it and waits.
     pub(crate) fn run<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
-        match self.idle {
+        match self.idle_pool() {
             Some(pool) => pool.install(work),
             None => work(),
         }
@@ -136,9 +131,16 @@ impl Crew {
 
     /// Has it do work some time.
     pub(crate) fn spawn(self, work: impl FnOnce() + Send + 'static) {
-        match self.idle {
+        match self.idle_pool() {
             Some(pool) => pool.spawn(work),
             None => rayon::spawn(work),
+        }
+    }
+
+    fn idle_pool(self) -> Option<&'static ThreadPool> {
+        match self.0 {
+            Some(Line::Short | Line::Long) => idle_pool(),
+            Some(Line::Sets) | None => None,
         }
     }
 }
@@ -201,8 +203,8 @@ mod tests {
             all.wait();
             let others = || {
                 assert!(Line::Long.try_turn().is_none());
-                drop(Line::of_commit(1).turn());
-                drop(Line::Sets.turn());
+                assert!(Line::of_commit(1).try_turn().is_some());
+                assert!(Line::Sets.try_turn().is_some());
             };
             std::thread::scope(|scope| scope.spawn(others).join().unwrap());
             all.wait();
