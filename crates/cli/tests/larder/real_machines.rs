@@ -297,7 +297,9 @@ fn a_debian_that_counts_is_suspended_and_counts_on() {
     let Some(larder) = baked() else { return };
     let copies = Copies::as_told(&larder, "debian-machine --suspendable --mirror own");
     let mut console = log_in(&copies, 0);
-    let counter = "i=0; while :; do i=$((i+1)); echo $i >/run/count; sleep 0.05; done";
+    // Whoever looks between the opening of a file and the writing finds nothing in it.
+    let count = "i=$((i+1)); echo $i >/run/next; mv /run/next /run/count";
+    let counter = format!("i=0; while :; do {count}; sleep 0.05; done");
     console.run(&format!("sh -c '{counter}' & echo $! >/run/counter"), SOON).unwrap();
     console.run("until [ $(cat /run/count || echo 0) -gt 5 ]; do sleep 0.1; done", SOON).unwrap();
     let count = number(&mut console, "cat /run/count");
